@@ -1,0 +1,89 @@
+"""Small networks that many tests share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """[B, 16] -> [B, 5]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(16, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 24), nn.GELU(), nn.Linear(24, 5)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class ConvNet(nn.Module):
+    """[B, 1, 12, 12] -> [B, 5]: conv, BatchNorm, pooling, a flatten that keeps 3 x 3 positions, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 12, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(12),
+            nn.ReLU(),
+        )
+        self.dropout = nn.Dropout(0.1)
+        self.head = nn.Linear(12 * 9, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dropout(torch.flatten(self.features(x), 1)))
+
+
+class Block(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.depthwise = nn.Conv2d(c_out, c_out, 3, padding=1, groups=c_out, bias=False)
+        self.grouped = nn.Conv2d(c_out, c_out, 3, padding=1, groups=4, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.short = nn.Sequential()
+        if stride != 1 or c_in != c_out:
+            self.short = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.grouped(self.depthwise(y)))
+        return torch.relu(y + self.short(x))
+
+
+class ResNetLike(nn.Module):
+    """[B, 3, 16, 16] -> [B, 5]: residual adds, strided, grouped and depthwise convolution, global pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.blocks = nn.Sequential(Block(16, 16, 1), Block(16, 32, 2), Block(32, 32, 1))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.flatten(self.pool(self.blocks(self.stem(x))), 1))
+
+
+NETS = {"mlp": (MLP, (16,)), "conv": (ConvNet, (1, 12, 12)), "resnet": (ResNetLike, (3, 16, 16))}
+
+
+def net(name: str, *, seed: int = 0) -> tuple[nn.Module, Tensor]:
+    """A seeded network with BatchNorm statistics that are not trivial, in eval mode, and 4 example inputs."""
+    torch.manual_seed(seed)
+    make, shape = NETS[name]
+    module = make()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.bias, std=0.2)
+            nn.init.normal_(part.running_mean, std=0.2)
+            nn.init.uniform_(part.running_var, 0.5, 1.5)
+    return module.eval(), torch.randn(4, *shape)

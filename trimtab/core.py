@@ -1,0 +1,319 @@
+"""The words of trimtab as frozen values and Protocols; no behaviour beyond refusing nonsense.
+
+Shapes: N samples, B batch, K classes. Units end the name: `latency_ms`, `size_bytes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from trimtab.errors import GoalError, SealError, TaskError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.fx import GraphModule
+
+    Pair = tuple[Tensor | tuple[Tensor, ...], Tensor]
+    Loss = Callable[[Tensor, Tensor], Tensor]
+    Augment = Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]]
+
+Word = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+Quantity = Literal["latency_ms", "size_bytes", "memory_bytes"]
+Precision = Literal["fp32", "bf16", "int8"]
+QUANTITIES: tuple[Quantity, ...] = ("latency_ms", "size_bytes", "memory_bytes")
+
+
+@dataclass(frozen=True)
+class Split:
+    """N samples: the model's inputs, each [N, ...], and what it should answer, [N, ...]."""
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batch(self, index: Any) -> Split:
+        """The samples that `index` (a slice or an index tensor) selects."""
+        return Split(tuple(x[index] for x in self.inputs), self.targets[index])
+
+
+class Sealed:
+    """A split that can be read once, by the verdict, and never for choosing."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+        self._opened_for: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def open(self, purpose: str) -> Split:
+        """Break the seal.
+
+        Raises:
+            SealError: it was broken before.
+        """
+        if self._opened_for is not None:
+            raise SealError(
+                f"The verify split was opened before, for {self._opened_for!r}, and now again for {purpose!r}. "
+                "A verdict is worth something only on data that nothing was chosen by: choose on `select`."
+            )
+        self._opened_for = purpose
+        return self._split
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quality of answers, as the mean of one number per sample.
+
+    per_sample: (outputs [N, ...], targets [N, ...]) -> scores [N]; 0 or 1 each if `binary`; larger is better.
+    """
+
+    name: str
+    per_sample: Loss
+    binary: bool = False
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How to train: AdamW with warm-up and cosine decay, for `epochs` over `train`."""
+
+    epochs: int = 10
+    lr: float = 3e-3
+    batch_size: int = 128
+    weight_decay: float = 0.02
+    warmup: float = 0.1
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or not 0 <= self.warmup < 1:
+            raise TaskError(f"Fit needs epochs >= 1, batch_size >= 1, lr > 0 and 0 <= warmup < 1; got {self}.")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What must be done well: data in three splits, loss and metric.
+
+    Each split is given as (inputs [N, ...] or a tuple of them, targets [N, ...]). `verify` is sealed: only the
+    verdict reads it. `fit` says how to train a fresh model; leave it None if the model you bring is trained.
+    `augment` varies a training batch: (inputs, generator) -> inputs. `labels` are the K class names.
+    """
+
+    name: str
+    train: Split
+    select: Split
+    verify: Sealed
+    loss: Loss
+    metric: Metric
+    fit: Fit | None = None
+    augment: Augment | None = None
+    labels: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, *, train: Pair, select: Pair, verify: Pair, **settings: Any) -> Task:
+        """A task from (inputs, targets) pairs; classification by default (cross-entropy, accuracy)."""
+        from trimtab.tasks.make import task_from_pairs
+
+        return task_from_pairs(name, train, select, verify, **settings)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the model will run. `runtimes=None` allows every runtime that is installed."""
+
+    device: Literal["cpu"] = "cpu"
+    runtimes: tuple[str, ...] | None = None
+    batch_size: int = 1
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.device != "cpu":
+            raise GoalError(f"Target device {self.device!r} is not supported yet; use 'cpu'.")
+        if self.batch_size < 1 or self.threads < 1:
+            raise GoalError(f"Target needs batch_size >= 1 and threads >= 1; got {self.batch_size}, {self.threads}.")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What to minimise, and how much quality must stay.
+
+    keep: the fraction of the metric that must stay (0.99: at most 1 % of it may be lost); `drop` states the
+    allowed loss in the metric's own units instead. `confidence` is one-sided. `minutes` limits the search.
+    """
+
+    minimise: Quantity = "latency_ms"
+    keep: float = 0.99
+    drop: float | None = None
+    confidence: float = 0.95
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.minimise not in QUANTITIES:
+            raise GoalError(f"Cannot minimise {self.minimise!r}; choose one of {', '.join(QUANTITIES)}.")
+        if not 0 < self.keep <= 1:
+            raise GoalError(
+                f"keep={self.keep:g} is not a fraction to keep: give 0 < keep <= 1, e.g. 0.99 to keep 99 %."
+            )
+        if self.drop is not None and self.drop < 0:
+            raise GoalError(f"drop={self.drop:g} must be zero or more: it is the loss of the metric that you accept.")
+        if not 0.5 < self.confidence < 1:
+            raise GoalError(f"confidence={self.confidence:g} must lie between 0.5 and 1, e.g. 0.95.")
+        if self.minutes is not None and self.minutes <= 0:
+            raise GoalError(f"minutes={self.minutes:g} must be more than zero.")
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something that was left alone, and why."""
+
+    what: str
+    why: str
+
+
+class Plan(Protocol):
+    """What a method decided: frozen, JSON-able data. `skipped` lists what it left alone."""
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]: ...
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The decisions as table rows, for people."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What an applying method may need beside the graph: data, the original to learn from, somebody to tell.
+
+    `report(done, total, text)` is told of progress. `folder` may hold checkpoints of a long step.
+    """
+
+    task: Task | None = None
+    original: GraphModule | None = None
+    report: Callable[[int, int, str], None] | None = None
+    folder: str | None = None
+
+
+class Method(Protocol):
+    """One technique: its fields are its settings. The graphs given to it are never changed."""
+
+    @property
+    def name(self) -> str: ...
+
+    def plan(self, graph: GraphModule | nn.Module, task: Task) -> Plan: ...
+
+    def apply(self, graph: GraphModule, plan: Any, tools: Tools) -> GraphModule: ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An ordered tuple of methods; the empty recipe is the model as it came."""
+
+    methods: tuple[Method, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return " + ".join(method.name for method in self.methods) or "original"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe, the runtime that serves it and the precision it is served in."""
+
+    recipe: Recipe
+    runtime: str
+    precision: Precision = "fp32"
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe.name} ({self.runtime} {self.precision})"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number that was measured: the median of n, and the interval that holds it (95 %, bootstrap)."""
+
+    quantity: str
+    value: float
+    unit: str
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times better than the baseline, from n paired blocks, with its interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Candidate minus baseline, in the metric's units, on n paired samples, with the allowed loss `margin`.
+
+    [low, high] is the two-sided interval whose lower end is the one-sided bound at `confidence`.
+    """
+
+    baseline: float
+    candidate: float
+    diff: float
+    low: float
+    high: float
+    margin: float
+    n: int
+    confidence: float
+    method: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """PASS, FAIL or INCONCLUSIVE, with the intervals and the reason.
+
+    more_samples: how many further verify samples would decide, if quality is what is open.
+    """
+
+    word: Word
+    reason: str
+    drop: Drop
+    gain: Ratio
+    more_samples: int | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate as it was built, exported and measured on `select`."""
+
+    id: str
+    candidate: str
+    recipe: str
+    runtime: str
+    precision: str
+    select: Drop
+    measurements: tuple[Measurement, ...]
+    gain: Ratio | None
+    seconds: float
+    folder: str
+    free: bool = False
+    skipped: tuple[Skip, ...] = ()
+    steps: tuple[Mapping[str, Any], ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The folder that ships: the runtime's file, graph, weights, recipe, plans and evidence, all hashed."""
+
+    path: str
+    name: str
+    runtime: str
+    precision: str
+    verdict: Verdict
+    evidence: Mapping[str, Any]
+    hashes: Mapping[str, str]

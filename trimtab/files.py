@@ -1,0 +1,112 @@
+"""Files that are whole or absent: atomic writes, hashes, and a lock that a dead process does not keep."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import RunError
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` holds either all of it or what it held before.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written; nothing half-written is left.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """The error to raise where the system refused to write `path`."""
+    return RunError(
+        f"Cannot write {path}: {error.strerror or error}. Nothing half-written was left there. "
+        "Free some space or choose a folder you can write to (--run FOLDER), then run the same command again."
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON that a person can read, atomically."""
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def folder_atomic(path: Path) -> Iterator[Path]:
+    """Yield a scratch folder that becomes `path` if the block ends well, and vanishes if it does not."""
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        for file in scratch.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        if path.exists():
+            shutil.rmtree(path)
+        scratch.rename(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sweep_parts(folder: Path) -> None:
+    """Remove what a killed process left half-written in `folder`."""
+    for part in folder.rglob(".*.part"):
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process alone; the system frees the lock when the process dies.
+
+    Raises:
+        RunError: another living process holds it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a+")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise RunError(
+                f"Another run (process {file.read().strip() or 'unknown'}) is using {folder}. "
+                "Wait for it to end, or choose another folder with --run FOLDER."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,1 @@
+"""The one graph: capture it, read its dimensions, cut it, save it."""

@@ -1,0 +1,182 @@
+"""Module -> the ATen graph of torch.export (training IR), trainable, with the module's own parameter names.
+
+The module is captured in eval mode, which is how it will be served; BatchNorm and Dropout then follow train/eval
+through `modes.py`. The batch dim stays symbolic. Cost: under a second for a ResNet-18 on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from trimtab.errors import CaptureError
+from trimtab.graph.modes import live_modes_
+from trimtab.graph.shapes import InputSpec, refresh_shapes_
+
+MENDS = (
+    (
+        ("data-dependent", "Could not guard", "DataDependent", "item()", "_local_scalar_dense"),
+        "The control flow depends on a tensor's values. Compute both branches and choose with torch.where(...), "
+        "or use torch.cond(...), or move the decision outside the model.",
+    ),
+    (
+        ("Constraints violated", "specializ"),
+        "The model fixes the batch size. Use x.shape[0] (or -1 in view/reshape) where it holds a number.",
+    ),
+)
+OTHERWISE = (
+    "Keep forward to tensor operations: no .numpy(), .tolist() or Python values made from tensors; "
+    "torch.export's documentation lists what it takes."
+)
+
+
+def capture(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
+    """Capture `module` as one trainable graph; the module is left as it was.
+
+    Args:
+        module: takes the inputs by position and returns one tensor [B, ...].
+        example_inputs: tensors [B, ...] that fit it; their values do not matter.
+
+    Returns:
+        A graph on copies of the weights, in eval mode. Every node carries its shape in `meta["val"]`.
+
+    Raises:
+        CaptureError: with the line of the model that cannot be captured, and how to mend it.
+    """
+    original = copy.deepcopy(module).eval()
+    inputs = tuple(_at_least_two(x) for x in example_inputs)
+    batch = torch.export.Dim("batch", min=1)
+    # The nesting lets `forward(self, *inputs)` pass too.
+    shapes = tuple({0: batch} for _ in inputs)
+    try:
+        with _quiet(), torch.no_grad():
+            exported = torch.export.export(_Call(original), inputs, dynamic_shapes=(shapes,), strict=False)
+            raw = exported.module(check_guards=False)
+    except Exception as error:  # noqa: BLE001 - whatever export raises is a model that does not export
+        raise _capture_error(module, error) from error
+    return _own(raw, inputs)
+
+
+class _Call(nn.Module):
+    """Calls the module with its inputs as one tuple, whatever its forward names them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model(*inputs)
+
+
+def _at_least_two(x: Tensor) -> Tensor:
+    # torch.export specialises a dim of size 1.
+    return x if x.shape[0] > 1 else x.expand(2, *x.shape[1:]).contiguous()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # A failing export logs its own report before it raises; ours is the one that the user reads.
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _own(raw: GraphModule, inputs: tuple[Tensor, ...]) -> GraphModule:
+    """The same graph on copied weights, in plain form: inputs first, one output, no unused reads."""
+    root, graph, seen = nn.Module(), Graph(), {}  # type: ignore[var-annotated]
+    copies: dict[int, Tensor] = {}
+    placeholders = [node for node in raw.graph.nodes if node.op == "placeholder"]
+    for place, (node, x) in enumerate(zip(placeholders, inputs, strict=True)):
+        name = "x" if len(inputs) == 1 else f"x{place}"
+        seen[node] = graph.placeholder(name)
+        seen[node].meta["spec"] = InputSpec(name, tuple(x.shape[1:]), str(x.dtype).removeprefix("torch."))
+    for node in raw.graph.nodes:
+        if node.op == "call_module":
+            raise CaptureError(
+                f"The graph calls the submodule {node.target!r}, e.g. torch.cond's branches; {OTHERWISE}"
+            )
+        if node.op == "get_attr" and node.users:
+            name = str(node.target).removeprefix("model.")
+            set_tensor_(root, name, _copied(get_tensor(raw, str(node.target)), copies))
+            seen[node] = graph.create_node("get_attr", name)
+        elif node.op == "call_function":
+            seen[node] = graph.node_copy(node, lambda n: seen[n])
+        elif node.op == "output":
+            graph.output(seen[_only_output(node)])
+    live_modes_(graph)
+    own = GraphModule(root, graph, class_name="Graph")
+    return refresh_shapes_(own.eval())
+
+
+def _only_output(node: Node) -> Node:
+    outputs = [arg for arg in node.args[0] if isinstance(arg, Node)]  # type: ignore[union-attr]
+    if len(outputs) != 1 or not isinstance(outputs[0].meta.get("val"), Tensor):
+        raise CaptureError(
+            f"The model returns {len(outputs)} tensors where one was expected. "
+            "Wrap it in a module whose forward returns the one that the metric judges."
+        )
+    return outputs[0]
+
+
+def _copied(tensor: Tensor, copies: dict[int, Tensor]) -> Tensor:
+    # Tied weights stay tied: one copy each.
+    if id(tensor) not in copies:
+        copy_ = tensor.detach().clone()
+        is_weight = isinstance(tensor, nn.Parameter)
+        copies[id(tensor)] = nn.Parameter(copy_, requires_grad=tensor.requires_grad) if is_weight else copy_
+    return copies[id(tensor)]
+
+
+def get_tensor(root: nn.Module, name: str) -> Tensor:
+    """The parameter, buffer or constant that a dotted name stands for."""
+    path, _, leaf = name.rpartition(".")
+    return getattr(root.get_submodule(path), leaf)  # type: ignore[no-any-return]
+
+
+def set_tensor_(root: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a parameter or buffer under a dotted name, making the modules between as needed."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    if leaf in root._parameters or leaf in root._buffers:
+        delattr(root, leaf)
+    if isinstance(tensor, nn.Parameter):
+        root.register_parameter(leaf, tensor)
+    else:
+        root.register_buffer(leaf, tensor)
+
+
+def _capture_error(module: nn.Module, error: Exception) -> CaptureError:
+    line = _user_line(error)
+    text = f"{type(error).__name__}: {error}"
+    mend = next((mend for words, mend in MENDS if any(word in text for word in words)), OTHERWISE)
+    where = f"\n  at {line}" if line else ""
+    reason = next((part for part in str(error).splitlines() if part.strip()), type(error).__name__)
+    return CaptureError(f"{type(module).__name__} cannot be captured as one graph: {reason}{where}\n{mend}")
+
+
+def _user_line(error: BaseException) -> str:
+    """The deepest line of the user's own code that the error passed through."""
+    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*libraries, "<")) and Path(frame.filename).parent.name != "contextlib"
+    ]
+    if not frames:
+        return ""
+    return f"{frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name}: {frames[-1].line}"

@@ -1,0 +1,161 @@
+"""A graph as two files: `graph.json` (the operations, to be read) and `weights.safetensors`; no pickle.
+
+Loading gives back the same operations on the same bits, so the same outputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import operator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+
+from trimtab.errors import ArtifactError
+from trimtab.files import write_atomic, write_json
+from trimtab.graph.capture import get_tensor, set_tensor_
+from trimtab.graph.modes import TRAINING
+from trimtab.graph.shapes import InputSpec, input_specs, refresh_shapes_
+
+FORMAT = 1
+GRAPH_FILE = "graph.json"
+WEIGHTS_FILE = "weights.safetensors"
+OPERATOR_SETS = ("aten", "quantized_decomposed")
+PLAIN = {"operator": operator, "math": math, "torch": torch}
+
+
+def save_graph(graph: GraphModule, folder: Path) -> tuple[str, str]:
+    """Write `graph` into `folder`; returns the two file names.
+
+    Raises:
+        ArtifactError: an operation or an argument has no form in JSON.
+    """
+    reads = dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "get_attr")
+    names = [name for name in reads if name != TRAINING]
+    first: dict[int, str] = {}
+    same = {name: first.setdefault(id(get_tensor(graph, name)), name) for name in names}
+    tensors = {name: get_tensor(graph, name).detach().contiguous() for name in names if same[name] == name}
+    described = {
+        "format": FORMAT,
+        "inputs": [{"name": s.name, "shape": s.shape, "dtype": s.dtype} for s in input_specs(graph)],
+        "tensors": [{"name": name, "from": same[name], "trains": _trains(graph, name)} for name in names],
+        "nodes": [_node_to_json(node) for node in graph.graph.nodes],
+    }
+    write_atomic(folder / WEIGHTS_FILE, safetensors.torch.save(tensors))
+    write_json(folder / GRAPH_FILE, described)
+    return GRAPH_FILE, WEIGHTS_FILE
+
+
+def load_graph(folder: Path) -> GraphModule:
+    """The graph that `save_graph` wrote, bit for bit, in eval mode.
+
+    Raises:
+        ArtifactError: the files are missing, damaged or of another format.
+    """
+    try:
+        described = json.loads((folder / GRAPH_FILE).read_text(encoding="utf-8"))
+        tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise ArtifactError(
+            f"Cannot read the graph in {folder}: {error}. Restore the folder or make it anew."
+        ) from error
+    if described.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{folder / GRAPH_FILE} has format {described.get('format')!r}; this trimtab reads {FORMAT}. "
+            "Make the artifact anew with this version."
+        )
+    root = nn.Module()
+    for entry in described["tensors"]:
+        source = entry["from"]
+        if entry["trains"] and not isinstance(tensors[source], nn.Parameter):
+            tensors[source] = nn.Parameter(tensors[source])
+        set_tensor_(root, entry["name"], tensors[source])
+    specs = {s["name"]: InputSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in described["inputs"]}
+    graph, made = Graph(), {}  # type: ignore[var-annotated]
+    for entry in described["nodes"]:
+        made[entry["name"]] = _node_from_json(graph, entry, made, specs)
+    return refresh_shapes_(GraphModule(root, graph, class_name="Graph").eval())
+
+
+def _trains(graph: GraphModule, name: str) -> bool:
+    return isinstance(get_tensor(graph, name), nn.Parameter)
+
+
+def _node_to_json(node: Node) -> dict[str, Any]:
+    target = _target_name(node.target) if node.op == "call_function" else str(node.target)
+    entry = {"name": node.name, "op": node.op, "target": target, "args": [_to_json(arg) for arg in node.args]}
+    return entry | ({"kwargs": {key: _to_json(arg) for key, arg in node.kwargs.items()}} if node.kwargs else {})
+
+
+def _node_from_json(graph: Graph, entry: dict[str, Any], made: dict[str, Node], specs: dict[str, InputSpec]) -> Node:
+    op = entry["op"]
+    target = _target(entry["target"]) if op == "call_function" else entry["target"]
+    args = tuple(_from_json(arg, made) for arg in entry["args"])
+    kwargs = {key: _from_json(arg, made) for key, arg in entry.get("kwargs", {}).items()}
+    node = graph.create_node(op, target, args, kwargs, name=entry["name"])
+    if op == "placeholder":
+        node.meta["spec"] = specs[entry["target"]]
+    return node
+
+
+def _target_name(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload) and target.namespace in OPERATOR_SETS:
+        return str(target)
+    for name, module in PLAIN.items():
+        if getattr(module, getattr(target, "__name__", ""), None) is target:
+            return f"{name}:{target.__name__}"
+    raise ArtifactError(f"The operation {target} cannot be saved: only {', '.join(OPERATOR_SETS)} operators can.")
+
+
+def _target(name: str) -> Any:
+    if ":" in name:
+        module, _, function = name.partition(":")
+        return getattr(PLAIN[module], function)
+    namespace, operator_name, overload = name.split(".")
+    if namespace == "quantized_decomposed":
+        importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers these operators
+    if namespace not in OPERATOR_SETS:
+        raise ArtifactError(f"The graph calls {name!r}, which is not one of {', '.join(OPERATOR_SETS)}.")
+    return getattr(getattr(getattr(torch.ops, namespace), operator_name), overload)
+
+
+def _to_json(arg: Any) -> Any:
+    match arg:
+        case Node():
+            return {"node": arg.name}
+        case None | bool() | int() | str():
+            return arg
+        case float():
+            return arg if math.isfinite(arg) else {"float": str(arg)}
+        case list() | tuple():
+            return [_to_json(part) for part in arg]
+        case slice():
+            return {"slice": [_to_json(part) for part in (arg.start, arg.stop, arg.step)]}
+        case torch.dtype() | torch.memory_format() | torch.layout():
+            return {"torch": str(arg).removeprefix("torch.")}
+        case torch.device():
+            return {"device": str(arg)}
+    raise ArtifactError(f"The argument {arg!r} of type {type(arg).__name__} cannot be saved as JSON.")
+
+
+def _from_json(arg: Any, made: dict[str, Node]) -> Any:
+    match arg:
+        case {"node": name}:
+            return made[name]
+        case {"float": text}:
+            return float(text)
+        case {"slice": parts}:
+            return slice(*(_from_json(part, made) for part in parts))
+        case {"torch": name}:
+            return getattr(torch, name)
+        case {"device": name}:
+            return torch.device(name)
+        case list():
+            return [_from_json(part, made) for part in arg]
+    return arg
