@@ -1,0 +1,279 @@
+"""Static int8 quantization as a plan of scales on the graph, emitted as quantize/dequantize pairs.
+
+Jacob et al. 2018 (affine integers), Nagel et al. 2021 (a white paper on quantization: per-channel weights, clipping by
+mean squared error). Differs: the plan is data and every runtime takes the same one; activations are unsigned and
+weights signed 8-bit, the pair that x86, NPUs and ONNX share. Cost: one pass over `samples` calibration inputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from trimtab.core import Skip, Task, Tools
+from trimtab.errors import PlanError
+from trimtab.graph.capture import get_tensor, set_tensor_
+from trimtab.graph.fold import fold_batchnorm
+from trimtab.graph.shapes import refresh_shapes_
+
+importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operators below
+integer = torch.ops.quantized_decomposed
+aten = torch.ops.aten
+LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
+# Fused into the layer before them: no rounding between the two.
+CLAMPS = (aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.relu6.default)
+# Run on integers as they are: what goes in and what comes out share one scale.
+SAME_SCALE = (
+    aten.max_pool2d.default,
+    aten.flatten.using_ints,
+    aten.view.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.transpose.int,
+)
+# Run on integers with a scale on each side.
+POOLS = (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim)
+ADDS = (aten.add.Tensor, aten.add_.Tensor)
+MIN_SAMPLES = 16
+KEPT_VALUES = 1 << 15
+
+
+@dataclass(frozen=True)
+class ActivationScale:
+    """The value that `node` makes is round(x / scale) + zero_point in 0 ... 255."""
+
+    node: str
+    scale: float
+    zero_point: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class WeightScale:
+    """Channel i (dim 0) of `weight` is round(w / scales[i]) in -127 ... 127."""
+
+    layer: str
+    weight: str
+    scales: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class QuantizePlan:
+    """Every scale of a quantized model, and what stays in floating point."""
+
+    activations: tuple[ActivationScale, ...]
+    weights: tuple[WeightScale, ...]
+    skipped: tuple[Skip, ...] = ()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per quantized layer."""
+        return [
+            {"layer": w.weight.removesuffix(".weight"), "channels": len(w.scales), "largest scale": max(w.scales)}
+            for w in self.weights
+        ]
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Static int8: unsigned activations per tensor, signed weights per channel, calibrated on `samples` of `train`."""
+
+    samples: int = 512
+
+    @property
+    def name(self) -> str:
+        return "int8"
+
+    def plan(self, graph: GraphModule, task: Task) -> QuantizePlan:
+        """Choose every scale; the graph is not changed.
+
+        Raises:
+            PlanError: nothing can be quantized, or the calibration data is too small, constant or not finite.
+        """
+        if min(self.samples, len(task.train)) < MIN_SAMPLES:
+            raise PlanError(
+                f"Quantization needs at least {MIN_SAMPLES} calibration samples; got {min(self.samples, len(task.train))}. "
+                "Give Quantize(samples=512) and a train split that has them."
+            )
+        folded = fold_batchnorm(graph)
+        layers, skipped = _layers(folded)
+        if not layers:
+            raise PlanError("Nothing to quantize: the graph has no convolution or linear layer with a fixed weight.")
+        points, ties = _points(layers)
+        seen = _observe(folded, points, task.train.batch(slice(0, self.samples)).inputs)
+        scales: dict[Node, ActivationScale] = {}
+        for node in points:
+            source = ties.get(node)
+            scales[node] = (
+                ActivationScale(node.name, *_fields(scales[source])) if source else _activation(node.name, seen[node])
+            )
+        weights = tuple(_weight(folded, layer) for layer in layers)
+        return QuantizePlan(tuple(scales.values()), weights, skipped)
+
+    def apply(self, graph: GraphModule, plan: QuantizePlan, tools: Tools) -> GraphModule:
+        """A copy with integer weights and quantize/dequantize pairs where the plan says; it is in eval mode for good."""
+        quantized = fold_batchnorm(graph)
+        nodes = {node.name: node for node in quantized.graph.nodes}
+        missing = [a.node for a in plan.activations if a.node not in nodes]
+        if missing:
+            raise PlanError(f"The plan was made for another graph: it has no value named {missing[0]!r}. Plan it anew.")
+        for activation in plan.activations:
+            _quantize_activation_(quantized, nodes[activation.node], activation)
+        for weight in plan.weights:
+            _quantize_weight_(quantized, nodes[weight.layer], weight)
+        quantized.graph.eliminate_dead_code()
+        quantized.recompile()
+        return refresh_shapes_(_without_unread_(quantized))
+
+
+def _layers(graph: GraphModule) -> tuple[list[Node], tuple[Skip, ...]]:
+    layers, skipped = [], []
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or node.target not in LAYERS:
+            continue
+        weight = node.args[1]
+        if isinstance(weight, Node) and weight.op == "get_attr" and len(weight.users) == 1:
+            layers.append(node)
+        else:
+            skipped.append(Skip(f"int8 of {node.name}", "its weight is computed or shared, so it has no scale of its own"))
+    return layers, tuple(skipped)
+
+
+def _points(layers: list[Node]) -> tuple[list[Node], dict[Node, Node]]:
+    """The values to quantize, in graph order, and which of them take another's scale.
+
+    They are the inputs of the layers, and from there backwards what must be integer for the operators between
+    two layers (pooling, residual additions, reshapes) to run on integers too.
+    """
+    wanted: dict[Node, None] = {}
+    ties: dict[Node, Node] = {}
+    stack = [layer.args[0] for layer in layers]
+    while stack:
+        value = stack.pop()
+        if not isinstance(value, Node) or value in wanted:
+            continue
+        wanted[value] = None
+        maker = value.args[0] if value.target in CLAMPS and isinstance(value.args[0], Node) else value
+        if maker.target in SAME_SCALE and maker is value:
+            ties[value] = maker.args[0]  # type: ignore[assignment]
+            stack.append(maker.args[0])
+        elif maker.target in POOLS:
+            stack.append(maker.args[0])
+        elif maker.target in ADDS:
+            stack += maker.args[:2]
+    order = {node: place for place, node in enumerate(layers[0].graph.nodes)}
+    return sorted(wanted, key=order.__getitem__), ties
+
+
+class _Observer(Interpreter):
+    """Runs the graph and shows the values of some nodes."""
+
+    def __init__(self, graph: GraphModule, watched: Iterable[Node], see: Callable[[Node, Tensor], None]) -> None:
+        super().__init__(graph)
+        self.watched = set(watched)
+        self.see = see
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n in self.watched:
+            self.see(n, value)
+        return value
+
+
+def _observe(graph: GraphModule, points: list[Node], inputs: tuple[Tensor, ...]) -> dict[Node, Tensor]:
+    """For each point: its extremes and an even sample of its values over the calibration data, [at most 2^15 + 2]."""
+    kept: dict[Node, list[Tensor]] = {node: [] for node in points}
+    batches = [tuple(x[start : start + 64] for x in inputs) for start in range(0, len(inputs[0]), 64)]
+
+    def see(node: Node, value: Tensor) -> None:
+        flat = value.detach().float().flatten()
+        stride = max(1, flat.numel() * len(batches) // KEPT_VALUES)
+        kept[node].append(torch.cat([flat[::stride], flat.min()[None], flat.max()[None]]))
+
+    with torch.inference_mode():
+        for batch in batches:
+            _Observer(graph, points, see).run(*batch)
+    return {node: torch.cat(values) for node, values in kept.items()}
+
+
+def _fields(scale: ActivationScale) -> tuple[float, int, float, float]:
+    return scale.scale, scale.zero_point, scale.low, scale.high
+
+
+def _activation(name: str, values: Tensor) -> ActivationScale:
+    """The affine scale whose clipped rounding has the least mean squared error among 20 shrunken ranges."""
+    if not values.isfinite().all():
+        raise PlanError(f"Calibration found NaN or infinity in the value {name!r}. Check the weights and the calibration data.")
+    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    if low == high:
+        raise PlanError(
+            f"Calibration found only zeros in the value {name!r}, so it has no range. "
+            "Use calibration data that is not constant, or leave the layers that read it out of the model."
+        )
+
+    def at(shrink: float) -> ActivationScale:
+        scale = (high - low) * shrink / 255
+        return ActivationScale(name, scale, round(-low * shrink / scale), low, high)
+
+    def error(candidate: ActivationScale) -> float:
+        levels = (values / candidate.scale).round_().add_(candidate.zero_point).clamp_(0, 255)
+        return float((levels.sub_(candidate.zero_point).mul_(candidate.scale) - values).square_().mean())
+
+    return min((at(1 - step / 40) for step in range(20)), key=error)
+
+
+def _weight(graph: GraphModule, layer: Node) -> WeightScale:
+    name = str(layer.args[1].target)  # type: ignore[union-attr]
+    weight = get_tensor(graph, name).detach()
+    if not weight.isfinite().all():
+        raise PlanError(f"The weight {name!r} holds NaN or infinity, so it has no scale. Train or load the model anew.")
+    if not weight.is_floating_point():
+        raise PlanError(f"The weight {name!r} holds integers already: give Quantize the model before quantization.")
+    largest = weight.flatten(1).abs().amax(1).clamp_min(1e-8)
+    return WeightScale(layer.name, name, tuple((largest / 127).tolist()))
+
+
+def _quantize_activation_(graph: GraphModule, node: Node, scale: ActivationScale) -> None:
+    limits = (scale.scale, scale.zero_point, 0, 255, torch.uint8)
+    with graph.graph.inserting_after(node):
+        rounded = graph.graph.call_function(integer.quantize_per_tensor.default, (node, *limits))
+    with graph.graph.inserting_after(rounded):
+        real = graph.graph.call_function(integer.dequantize_per_tensor.default, (rounded, *limits))
+    node.replace_all_uses_with(real, delete_user_cb=lambda user: user is not rounded)
+
+
+def _quantize_weight_(graph: GraphModule, layer: Node, scale: WeightScale) -> None:
+    read = layer.args[1]
+    assert isinstance(read, Node)
+    scales = torch.tensor(scale.scales)
+    weight = get_tensor(graph, scale.weight).detach()
+    rows = scales.reshape(-1, *[1] * (weight.ndim - 1))
+    levels = (weight / rows).round().clamp(-127, 127).to(torch.int8)
+    stem = scale.weight.replace(".", "_")
+    values = {f"{stem}_int8": levels, f"{stem}_scale": scales, f"{stem}_zero": torch.zeros(len(scales), dtype=torch.int64)}
+    with graph.graph.inserting_before(layer):
+        reads = []
+        for name, value in values.items():
+            set_tensor_(graph, name, value)
+            reads.append(graph.graph.create_node("get_attr", name))
+        real = graph.graph.call_function(
+            integer.dequantize_per_channel.default, (*reads, 0, -127, 127, torch.int8)
+        )
+    layer.replace_input_with(read, real)
+
+
+def _without_unread_(graph: GraphModule) -> GraphModule:
+    """Forget the floating-point weights that nothing reads any more."""
+    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    held = [name for name, _ in (*graph.named_parameters(), *graph.named_buffers())]
+    for name in held:
+        if name not in read:
+            path, _, leaf = name.rpartition(".")
+            delattr(graph.get_submodule(path), leaf)
+    return graph
