@@ -6,7 +6,7 @@ Shapes: N samples, B batch, K classes. Units end the name: `latency_ms`, `size_b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trimtab.errors import GoalError, SealError, TaskError
@@ -295,15 +295,21 @@ class Trial:
     candidate: str
     recipe: str
     runtime: str
-    precision: str
+    precision: Precision
     select: Drop
     measurements: tuple[Measurement, ...]
     gain: Ratio | None
     seconds: float
     folder: str
     free: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: measured, or left out with the reason."""
+
+    trial: Trial | None = None
     skipped: tuple[Skip, ...] = ()
-    steps: tuple[Mapping[str, Any], ...] = field(default=())
 
 
 @dataclass(frozen=True)
@@ -313,7 +319,7 @@ class Artifact:
     path: str
     name: str
     runtime: str
-    precision: str
+    precision: Precision
     verdict: Verdict
     evidence: Mapping[str, Any]
     hashes: Mapping[str, str]

@@ -35,11 +35,11 @@ class PlanError(TrimtabError):
     """A method cannot do what was asked of it."""
 
 
-class RuntimeMissing(TrimtabError):  # noqa: N818 - reads as the state it reports
+class RuntimeMissing(TrimtabError):
     """A runtime is not installed."""
 
 
-class RuntimeFailed(TrimtabError):  # noqa: N818 - reads as the state it reports
+class RuntimeFailed(TrimtabError):
     """A runtime refused the file, or its answers are not the graph's."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import RunError
+import numpy as np
+
+from trimtab.errors import ArtifactError, RunError
 
 
 def sha256(path: Path) -> str:
@@ -57,6 +60,30 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """What `write_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write one array as .npy, atomically."""
+    data = io.BytesIO()
+    np.save(data, array, allow_pickle=False)
+    write_atomic(path, data.getvalue())
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array in a .npy file.
+
+    Raises:
+        ArtifactError: there is no such file, or it holds no plain array.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtifactError(
+            f"Cannot read an array from {path}: {error}. Write one with numpy.save(path, array)."
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise ArtifactError(f"{path} holds several arrays (.npz); give one .npy file for each of the model's inputs.")
+    return array
 
 
 @contextlib.contextmanager

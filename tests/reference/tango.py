@@ -22,7 +22,8 @@ def score_statistic(wins: float, losses: float, num: int, diff: float) -> float:
         terms = ((wins, win_rate), (losses, loss_rate), (num - wins - losses, 1 - win_rate - loss_rate))
         return -sum(count * np.log(max(rate, 1e-300)) for count, rate in terms if count)
 
-    loss_rate = minimize_scalar(surprise, bounds=(lowest, highest), method="bounded", options={"xatol": 1e-12}).x
+    found = minimize_scalar(surprise, bounds=(lowest, highest), method="bounded", options={"xatol": 1e-12})
+    loss_rate = float(found.x)
     win_rate = loss_rate + diff
     variance = num * (win_rate + loss_rate - diff**2)
     return float((wins - losses - num * diff) / np.sqrt(variance))

@@ -1,0 +1,1 @@
+"""The methods that make a model smaller or faster, and what applies them in order."""

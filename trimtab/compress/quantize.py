@@ -98,7 +98,7 @@ class Quantize:
         """
         if min(self.samples, len(task.train)) < MIN_SAMPLES:
             raise PlanError(
-                f"Quantization needs at least {MIN_SAMPLES} calibration samples; got {min(self.samples, len(task.train))}. "
+                f"Quantization needs {MIN_SAMPLES} calibration samples or more; got {min(self.samples, len(task.train))}. "
                 "Give Quantize(samples=512) and a train split that has them."
             )
         folded = fold_batchnorm(graph)
@@ -117,7 +117,7 @@ class Quantize:
         return QuantizePlan(tuple(scales.values()), weights, skipped)
 
     def apply(self, graph: GraphModule, plan: QuantizePlan, tools: Tools) -> GraphModule:
-        """A copy with integer weights and quantize/dequantize pairs where the plan says; it is in eval mode for good."""
+        """A copy with integer weights and quantize/dequantize pairs where the plan says, in eval mode for good."""
         quantized = fold_batchnorm(graph)
         nodes = {node.name: node for node in quantized.graph.nodes}
         missing = [a.node for a in plan.activations if a.node not in nodes]
@@ -141,7 +141,9 @@ def _layers(graph: GraphModule) -> tuple[list[Node], tuple[Skip, ...]]:
         if isinstance(weight, Node) and weight.op == "get_attr" and len(weight.users) == 1:
             layers.append(node)
         else:
-            skipped.append(Skip(f"int8 of {node.name}", "its weight is computed or shared, so it has no scale of its own"))
+            skipped.append(
+                Skip(f"int8 of {node.name}", "its weight is computed or shared, so it has no scale of its own")
+            )
     return layers, tuple(skipped)
 
 
@@ -209,7 +211,9 @@ def _fields(scale: ActivationScale) -> tuple[float, int, float, float]:
 def _activation(name: str, values: Tensor) -> ActivationScale:
     """The affine scale whose clipped rounding has the least mean squared error among 20 shrunken ranges."""
     if not values.isfinite().all():
-        raise PlanError(f"Calibration found NaN or infinity in the value {name!r}. Check the weights and the calibration data.")
+        raise PlanError(
+            f"Calibration found NaN or infinity in the value {name!r}. Check the weights and the calibration data."
+        )
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     if low == high:
         raise PlanError(
@@ -256,15 +260,17 @@ def _quantize_weight_(graph: GraphModule, layer: Node, scale: WeightScale) -> No
     rows = scales.reshape(-1, *[1] * (weight.ndim - 1))
     levels = (weight / rows).round().clamp(-127, 127).to(torch.int8)
     stem = scale.weight.replace(".", "_")
-    values = {f"{stem}_int8": levels, f"{stem}_scale": scales, f"{stem}_zero": torch.zeros(len(scales), dtype=torch.int64)}
+    values = {
+        f"{stem}_int8": levels,
+        f"{stem}_scale": scales,
+        f"{stem}_zero": torch.zeros(len(scales), dtype=torch.int64),
+    }
     with graph.graph.inserting_before(layer):
         reads = []
         for name, value in values.items():
             set_tensor_(graph, name, value)
             reads.append(graph.graph.create_node("get_attr", name))
-        real = graph.graph.call_function(
-            integer.dequantize_per_channel.default, (*reads, 0, -127, 127, torch.int8)
-        )
+        real = graph.graph.call_function(integer.dequantize_per_channel.default, (*reads, 0, -127, 127, torch.int8))
     layer.replace_input_with(read, real)
 
 

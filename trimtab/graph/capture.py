@@ -60,7 +60,7 @@ def capture(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModul
         with _quiet(), torch.no_grad():
             exported = torch.export.export(_Call(original), inputs, dynamic_shapes=(shapes,), strict=False)
             raw = exported.module(check_guards=False)
-    except Exception as error:  # noqa: BLE001 - whatever export raises is a model that does not export
+    except Exception as error:
         raise _capture_error(module, error) from error
     return _own(raw, inputs)
 

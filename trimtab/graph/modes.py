@@ -7,6 +7,7 @@ and `torch.compile` guards on it.
 
 from __future__ import annotations
 
+import copy
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -40,7 +41,7 @@ def live_modes_(graph: Graph) -> Graph:
 
 
 def _follows_mode(node: Node) -> bool:
-    at = FLAGS.get(node.target)
+    at = FLAGS.get(node.target)  # type: ignore[call-overload]
     if at is None or len(node.args) <= at or node.args[at] is not False:
         return False
     return node.target is not aten.batch_norm.default or node.args[3] is not None
@@ -48,13 +49,11 @@ def _follows_mode(node: Node) -> bool:
 
 def frozen_modes(graph: GraphModule) -> GraphModule:
     """A copy that is in eval mode for good: what runtimes take. Dropout is gone."""
-    import copy
-
     frozen = copy.deepcopy(graph).eval()
     for node in list(frozen.graph.nodes):
         if node.op == "get_attr" and node.target == TRAINING:
             for user in list(node.users):
-                user.replace_input_with(node, False)  # type: ignore[arg-type]
+                user.replace_input_with(node, False)  # type: ignore[arg-type]  # noqa: FBT003
             frozen.graph.erase_node(node)
     for node in list(frozen.graph.nodes):
         if node.target in FLAGS and node.target is not aten.batch_norm.default:

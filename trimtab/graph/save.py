@@ -12,7 +12,9 @@ import operator
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import safetensors
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save as tensors_to_bytes
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
@@ -47,7 +49,7 @@ def save_graph(graph: GraphModule, folder: Path) -> tuple[str, str]:
         "tensors": [{"name": name, "from": same[name], "trains": _trains(graph, name)} for name in names],
         "nodes": [_node_to_json(node) for node in graph.graph.nodes],
     }
-    write_atomic(folder / WEIGHTS_FILE, safetensors.torch.save(tensors))
+    write_atomic(folder / WEIGHTS_FILE, tensors_to_bytes(tensors))
     write_json(folder / GRAPH_FILE, described)
     return GRAPH_FILE, WEIGHTS_FILE
 
@@ -60,7 +62,7 @@ def load_graph(folder: Path) -> GraphModule:
     """
     try:
         described = json.loads((folder / GRAPH_FILE).read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+        tensors = load_tensors(folder / WEIGHTS_FILE)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ArtifactError(
             f"Cannot read the graph in {folder}: {error}. Restore the folder or make it anew."
@@ -108,8 +110,9 @@ def _target_name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload) and target.namespace in OPERATOR_SETS:
         return str(target)
     for name, module in PLAIN.items():
-        if getattr(module, getattr(target, "__name__", ""), None) is target:
-            return f"{name}:{target.__name__}"
+        function = str(getattr(target, "__name__", ""))
+        if getattr(module, function, None) is target:
+            return f"{name}:{function}"
     raise ArtifactError(f"The operation {target} cannot be saved: only {', '.join(OPERATOR_SETS)} operators can.")
 
 

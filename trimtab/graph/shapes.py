@@ -46,10 +46,10 @@ def _example(spec: InputSpec, batch_size: int, generator: torch.Generator) -> Te
 def refresh_shapes_(graph: GraphModule) -> GraphModule:
     """Set `meta["val"]` of every node anew from the input specs, with a symbolic batch; nothing is computed."""
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    inputs = []
+    inputs: list[Tensor] = []
     for example in example_inputs(graph, batch_size=3):
         dims = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (example.ndim - 1)
-        context = StatelessSymbolicContext(dynamic_sizes=dims) if example.ndim else None
+        context: StatelessSymbolicContext = StatelessSymbolicContext(dynamic_sizes=dims)
         inputs.append(mode.from_tensor(example, symbolic_context=context))
     with mode:
         _Shapes(graph, mode).run(*_one_batch(inputs))

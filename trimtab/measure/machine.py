@@ -67,9 +67,9 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def cpu(cpuinfo: str) -> tuple[str, list[str]]:
-    """The model and the known features that the text of /proc/cpuinfo names.
+    r"""The model and the known features that the text of /proc/cpuinfo names.
 
-    >>> cpu("model name : Example 9000\\nflags : fpu avx2 avx512_vnni")
+    >>> cpu("model name : Example 9000\nflags : fpu avx2 avx512_vnni")
     ('Example 9000', ['avx2', 'avx512_vnni'])
     """
     fields: dict[str, str] = {}

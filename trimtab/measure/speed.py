@@ -71,7 +71,8 @@ def interleave(
     >>> len(timings["a"].samples_ms), timings["b"].block_medians, timings["b"].disturbed
     (12, (1.0, 1.0, 1.0), False)
     """
-    assert timers and rounds >= 1 and block >= 1, f"nothing to time: {list(timers)}, {rounds} rounds of {block}"
+    assert timers, "nobody to time"
+    assert min(rounds, block) >= 1, f"nothing to time: {list(timers)}, {rounds} rounds of {block}"
     names = list(timers)
     for name in names:
         if warmup:
@@ -90,9 +91,7 @@ def interleave(
                 report(done, max(rounds, done + 1), name)
         done += 1
     restless = _restless(medians, max_spread)
-    return {
-        name: Timing(tuple(samples[name]), tuple(medians[name]), name in restless, done - rounds) for name in names
-    }
+    return {name: Timing(tuple(samples[name]), tuple(medians[name]), name in restless, done - rounds) for name in names}
 
 
 def _restless(medians: Mapping[str, list[float]], max_spread: float) -> list[str]:

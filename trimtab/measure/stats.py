@@ -5,7 +5,9 @@ half a pair taken from the side that is being bounded. What differs from Tango i
 PASS rate, summed exactly over all outcomes, reaches 6.0 % at a nominal 5 %; with it, it stays below 5 % for n from 50
 to 4000 (tests/reference/tango.py), at a cost in power of about one discordant pair.
 Quality, real-valued: studentised bootstrap of the mean paired difference (Hall 1988); see `_mean_interval` for what
-differs. Gains: exact order-statistic intervals of a median. Cost: microseconds; the bootstrap 0.3 s at n = 4000.
+differs. Simulated false PASS rate 4 to 6 % for normal, exponential and log-normal differences; up to 10 % where fewer
+than about five of N samples differ at all, by amounts that vary: no method can know the largest from so few.
+Gains: exact order-statistic intervals of a median. Cost: microseconds; the bootstrap 0.3 s at n = 4000.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def non_inferiority(
     >>> right = np.ones(1000)
     >>> drop = non_inferiority(right, right, margin=0.01, confidence=0.95, binary=True)
     >>> drop.diff, round(drop.low, 4), drop.low >= -drop.margin
-    (0.0, -0.0036, True)
+    (0.0, -0.0032, True)
     """
     first, second = _paired(baseline, candidate, binary=binary)
     num = len(first)
@@ -116,8 +118,8 @@ def _mean_interval(first: Floats, second: Floats, *, confidence: float, seed: in
     """Mean difference and its bounds.
 
     The bootstrap cannot imagine what it has not seen. So the variance of one more event of the largest size seen is
-    added to each standard error, and no bound is nearer than an unseen event of that size and of the rate
-    1 - (1 - confidence)^(1/N) would shift the mean (the "rule of three").
+    added to each standard error, half such an event to each bound (as in the binary case), and no bound is nearer
+    than an unseen event of the rate 1 - (1 - confidence)^(1/N) would shift the mean (the "rule of three").
     """
     delta = second - first
     num, mean = len(delta), float(delta.mean())
@@ -129,7 +131,9 @@ def _mean_interval(first: Floats, second: Floats, *, confidence: float, seed: in
         t_low, t_high = np.quantile(_bootstrap_t(delta, event, seed=seed), [1 - confidence, confidence])
     else:
         t_low = t_high = 0.0
-    return mean, min(mean - float(t_high) * error, mean - unseen), max(mean - float(t_low) * error, mean + unseen)
+    half = event / (2 * num)
+    low, high = mean - float(t_high) * error - half, mean - float(t_low) * error + half
+    return mean, min(low, mean - unseen), max(high, mean + unseen)
 
 
 def _bootstrap_t(delta: Floats, event: float, *, seed: int) -> Floats:
@@ -160,7 +164,7 @@ def samples_to_decide(drop: Drop) -> int | None:
         return 0
     room = drop.diff + drop.margin
     width = drop.diff - drop.low if room > 0 else drop.high - drop.diff
-    if abs(room) < 1e-6 * width:
+    if abs(room) <= 1e-6 * width:
         return None
     return max(1, math.ceil(drop.n * (width / room) ** 2) - drop.n)
 
@@ -203,13 +207,14 @@ def gain(baseline_blocks: np.ndarray, candidate_blocks: np.ndarray, *, confidenc
     Args:
         baseline_blocks: one number per block, smaller is better, [M].
         candidate_blocks: measured in the same rounds, [M]. One block (a file size) has no spread.
+        confidence: of the interval, two-sided; it takes six blocks to reach 95 %.
 
     >>> gain(np.array([2.0, 2.2, 1.8]), np.array([1.0, 1.0, 1.0]))
     Ratio(value=2.0, low=1.8, high=2.2, n=3)
     """
     before, after = np.asarray(baseline_blocks, dtype=np.float64), np.asarray(candidate_blocks, dtype=np.float64)
-    assert before.shape == after.shape and before.ndim == 1, f"unpaired blocks: {before.shape} and {after.shape}"
-    assert (before > 0).all() and (after > 0).all(), "times and sizes are more than zero"
+    assert before.shape == after.shape == (len(before),), f"unpaired blocks: {before.shape} and {after.shape}"
+    assert min(before.min(), after.min()) > 0, "times and sizes are more than zero"
     value, low, high = median_interval(before / after, confidence=confidence)
     return Ratio(value=value, low=low, high=high, n=len(before))
 
@@ -218,8 +223,8 @@ def judge(drop: Drop, gain: Ratio, *, minimise: Quantity) -> Verdict:
     """The verdict: PASS needs quality within the margin and a gain over the best free baseline, both for sure."""
     noun = NOUN[minimise]
     held = (
-        f"the metric changed by {drop.diff:+.3g} (at worst {drop.low:+.3g} with {100 * drop.confidence:g} % confidence, "
-        f"{-drop.margin:+.3g} allowed, {drop.n:,} samples)"
+        f"the metric changed by {drop.diff:+.3g} (at worst {drop.low:+.3g} with {100 * drop.confidence:g} % "
+        f"confidence, {-drop.margin:+.3g} allowed, {drop.n:,} samples)"
     )
     times = f"{gain.value:.2f}x [{gain.low:.2f}, {gain.high:.2f}]"
     lost = drop.high < -drop.margin

@@ -1,0 +1,1 @@
+"""What a person sees: the page, the terminal, the evidence behind both."""

@@ -1,0 +1,1 @@
+"""Which candidates are tried, in what order, and what of them is kept."""

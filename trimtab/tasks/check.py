@@ -46,7 +46,7 @@ def check_model(module: nn.Module, task: Task) -> None:
     try:
         with evaluating(module), torch.inference_mode():
             outputs = module(*sample.inputs)
-    except Exception as error:  # noqa: BLE001 - the user's forward may raise anything
+    except Exception as error:  # the user's forward may raise anything
         line = next(iter(str(error).strip().splitlines()), "")
         raise TaskError(
             f"The task's inputs do not fit the model: given {given}, {type(module).__name__} raised "
@@ -110,7 +110,10 @@ def _check_split(task: Task, name: str, split: Split) -> None:
             f"The {name} split has {' and '.join(map(str, lengths))} inputs but {len(split.targets)} targets: "
             "they must pair up, sample by sample, along the first dim."
         )
-    for what, tensor in [*((f"inputs[{place}]", x) for place, x in enumerate(split.inputs)), ("targets", split.targets)]:
+    for what, tensor in [
+        *((f"inputs[{place}]", x) for place, x in enumerate(split.inputs)),
+        ("targets", split.targets),
+    ]:
         if not _finite(tensor):
             bad = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
             raise TaskError(
@@ -161,9 +164,7 @@ def _check_alike(splits: dict[str, Split]) -> None:
 
 
 def _check_overlap(splits: dict[str, Split]) -> None:
-    places = {
-        name: {key: at for at, key in reversed([*enumerate(_hashes(split))])} for name, split in splits.items()
-    }
+    places = {name: {key: at for at, key in reversed([*enumerate(_hashes(split))])} for name, split in splits.items()}
     for first, second in combinations(splits, 2):
         common = places[first].keys() & places[second].keys()
         if common:
@@ -178,7 +179,7 @@ def _check_overlap(splits: dict[str, Split]) -> None:
 
 def _hashes(split: Split) -> list[bytes]:
     # A cryptographic hash costs no more than reading the bytes, and cannot mistake two samples for one.
-    columns = [memoryview(_bytes(x)).cast("B") for x in split.inputs]
+    columns = [_bytes(x) for x in split.inputs]
     widths = [len(column) // len(split) for column in columns]
     hashes = []
     for at in range(len(split)):
@@ -190,7 +191,7 @@ def _hashes(split: Split) -> list[bytes]:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -210,3 +211,13 @@ def _kind(tensor: Tensor) -> str:
 
 def _classifies(task: Task) -> bool:
     return bool(task.labels) or task.loss is F.cross_entropy
+
+
+def fingerprint_weights(module: nn.Module, *, values: bool) -> str:
+    """SHA-256, in hex, of the module's class and the names and shapes of its weights, and of their values if asked."""
+    digest = hashlib.sha256(type(module).__name__.encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if values:
+            digest.update(_bytes(tensor))
+    return digest.hexdigest()

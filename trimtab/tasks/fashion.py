@@ -34,7 +34,8 @@ LABELS = (
 SHA256 = "32750cf072fc3d1560ca8f9b8d6cf4ce2662b0913937275c39b0a4d8d80f9505"
 # of the training images, in units where 255 is 1
 MEAN, STD = 0.286, 0.353
-MAX_SHIFT = 2
+# chosen on `select` among 0, 1 and 2; mirroring lost accuracy within the same epochs
+MAX_SHIFT = 1
 
 
 class FashionNet(nn.Module):
@@ -53,7 +54,7 @@ class FashionNet(nn.Module):
         self.head = nn.Linear(128, len(LABELS))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.flatten(self.pool(self.features(x)), 1))
+        return self.head(torch.flatten(self.pool(self.features(x)), 1))  # type: ignore[no-any-return]
 
 
 def conv(c_in: int, c_out: int, *, stride: int) -> tuple[nn.Module, ...]:
@@ -72,8 +73,8 @@ def fashion() -> tuple[nn.Module, Task]:
         split: (normalised(arrays[f"{split}_images"]), arrays[f"{split}_labels"])
         for split in ("train", "select", "verify")
     }
-    fit = Fit(epochs=12, lr=5e-3, batch_size=128, weight_decay=0.05, warmup=0.1)
-    task = task_from_pairs("fashion", **pairs, fit=fit, augment=shifted_and_flipped, labels=LABELS)
+    fit = Fit(epochs=12, lr=5e-3, batch_size=64, weight_decay=0.05, warmup=0.1)
+    task = task_from_pairs("fashion", **pairs, fit=fit, augment=shifted, labels=LABELS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return FashionNet(), task
@@ -85,7 +86,11 @@ def read_data() -> dict[str, np.ndarray]:
     Raises:
         TaskError: the file is not the one that was shipped.
     """
-    data = resources.files("trimtab.tasks").joinpath("fashion_mnist.npz").read_bytes()
+    return arrays_of(resources.files("trimtab.tasks").joinpath("fashion_mnist.npz").read_bytes())
+
+
+def arrays_of(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays in the bytes of the data file, if they are the right ones."""
     if (found := hashlib.sha256(data).hexdigest()) != SHA256:
         raise TaskError(
             f"The data file trimtab/tasks/fashion_mnist.npz is damaged: its SHA-256 is {found}, and {SHA256} was "
@@ -100,17 +105,13 @@ def normalised(images: np.ndarray) -> Tensor:
     return (torch.from_numpy(images).float() / 255 - MEAN)[:, None] / STD
 
 
-def shifted_and_flipped(inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Shift each image [B, C, H, W] by up to 2 pixels in both directions, and mirror half of them."""
+def shifted(inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Shift each image [B, C, H, W] by up to a pixel in both directions."""
     (x,) = inputs
     num, _, height, width = x.shape
-    blank = -MEAN / STD
-    padded = F.pad(x, (MAX_SHIFT,) * 4, value=blank)
+    padded = F.pad(x, (MAX_SHIFT,) * 4, value=-MEAN / STD)
     shift = torch.randint(2 * MAX_SHIFT + 1, (2, num, 1), generator=generator)
-    mirror = torch.rand((num, 1), generator=generator) < 0.5
-    rows = torch.arange(height) + shift[0]
-    cols = torch.arange(width)
-    cols = torch.where(mirror, width - 1 - cols, cols) + shift[1]
+    rows, cols = torch.arange(height) + shift[0], torch.arange(width) + shift[1]
     # Advanced indices around the channel's slice put the channel last.
     picked = padded[torch.arange(num)[:, None, None], :, rows[:, :, None], cols[:, None, :]]
     return (picked.movedim(-1, 1),)

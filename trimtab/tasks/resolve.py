@@ -60,7 +60,7 @@ def _from_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - the user's file may raise anything
+    except Exception as error:  # the user's file may raise anything
         raise _failed(f"The file {path} failed while it was imported", error) from error
     finally:
         sys.path.remove(str(path.resolve().parent))
@@ -77,14 +77,16 @@ def _from_package(place: str) -> ModuleType:
                 f"that holds it with python -m. Give {FORMS}."
             ) from error
         raise _failed(f"The module {place} failed while it was imported", error) from error
-    except Exception as error:  # noqa: BLE001 - the user's module may raise anything
+    except Exception as error:  # the user's module may raise anything
         raise _failed(f"The module {place} failed while it was imported", error) from error
 
 
 def _function(module: ModuleType, place: str, name: str) -> Callable[[], Any]:
-    function = getattr(module, name, None)
+    function: Callable[[], Any] | None = getattr(module, name, None)
     if not callable(function):
-        own = [key for key, value in inspect.getmembers(module, inspect.isfunction) if value.__module__ == module.__name__]
+        own = [
+            key for key, value in inspect.getmembers(module, inspect.isfunction) if value.__module__ == module.__name__
+        ]
         raise TaskError(f"There is no function {name!r} in {place}. It has: {', '.join(own) or 'none'}.")
     return function
 
@@ -94,7 +96,7 @@ def _returned(name: str, function: Callable[[], Any]) -> tuple[nn.Module, Task]:
         value = function()
     except TrimtabError:
         raise
-    except Exception as error:  # noqa: BLE001 - the user's function may raise anything
+    except Exception as error:  # the user's function may raise anything
         raise _failed(f"{name} raised an error", error) from error
     match value:
         case (nn.Module() as model, Task() as task):

@@ -1,0 +1,140 @@
+"""The page in a real browser: light, dark and on a phone. Run with `--basetemp DIR` to keep the screenshots."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.report import sample
+from trimtab.report.html import page
+
+CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+VIEWS = {"light": (1200, "light"), "dark": (1200, "dark"), "phone": (360, "light")}
+MADE: dict[str, Callable[[], sample.Evidence]] = {
+    "pass": sample.evidence,
+    "inconclusive": sample.inconclusive,
+    "fail": sample.failed,
+}
+
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM.exists() and DRIVER.exists()),
+    reason="no browser: apt-get install chromium chromium-driver",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = Options()
+    options.binary_location = str(CHROMIUM)
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+def show(browser: webdriver.Chrome, path: Path, view: str) -> None:
+    """Open the page as that reader sees it, with the logs of earlier pages emptied, and keep a screenshot."""
+    width, scheme = VIEWS[view]
+    browser.get("about:blank")
+    for log in ("browser", "performance"):
+        browser.get_log(log)
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(path.as_uri())
+    height = browser.execute_script("return document.documentElement.scrollHeight")
+    clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+    path.with_name(f"{path.stem}-{view}.png").write_bytes(base64.b64decode(shot["data"]))
+
+
+def requested(browser: webdriver.Chrome) -> list[str]:
+    """The addresses that the page asked for."""
+    events: list[dict[str, Any]] = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+
+
+@pytest.mark.parametrize(
+    ("made", "view"),
+    [("pass", "light"), ("pass", "dark"), ("pass", "phone"), ("inconclusive", "phone"), ("fail", "dark")],
+)
+def test_page_reads_well_and_asks_for_nothing(browser: webdriver.Chrome, tmp_path: Path, made: str, view: str) -> None:
+    evidence = MADE[made]()
+    path = tmp_path / f"{made}.html"
+    path.write_text(page(evidence), encoding="utf-8")
+    show(browser, path, view)
+
+    assert browser.get_log("browser") == []
+    assert [url for url in requested(browser) if url != path.as_uri() and not url.startswith("data:")] == []
+    wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0
+    sentence = browser.find_element("id", "sentence")
+    assert sentence.is_displayed()
+    assert "than the best free baseline" in sentence.text
+    assert evidence["verdict"]["word"] in browser.find_element("css selector", ".badge").text
+    drawn = browser.find_elements("css selector", "#tradeoff .scatterlayer .point")
+    assert len(drawn) == len(evidence["trials"])
+    changed = browser.find_elements("css selector", ".grid .changed")
+    assert len(changed) == sum(example["before"] != example["after"] for example in evidence["examples"])
+    assert all(item.find_element("css selector", ".tag").is_displayed() for item in changed)
+
+
+def test_no_width_scrolls_sideways(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    evidence = sample.evidence()
+    evidence["rows"][2]["name"] = "+".join(["a-very-long-name-without-any-space"] * 4)
+    path = tmp_path / "wide.html"
+    path.write_text(page(evidence), encoding="utf-8")
+    show(browser, path, "phone")
+    browser.execute_script("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    too_wide = {}
+    for width in (320, 360, 412, 521, 768, 820, 821, 1440):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+        if wide > 0:
+            too_wide[width] = wide
+    assert too_wide == {}
+
+
+def test_plot_follows_the_theme_while_the_page_is_open(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    path = tmp_path / "theme.html"
+    path.write_text(page(sample.evidence()), encoding="utf-8")
+    show(browser, path, "light")
+    colour = "return getComputedStyle(document.querySelector('#tradeoff .xtick text')).fill"
+    before = browser.execute_script(colour)
+    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    WebDriverWait(browser, 20).until(lambda page: page.execute_script(colour) != before)
+    assert browser.execute_script(colour) != before
+
+
+def test_every_candidate_can_be_reached_by_keyboard(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    path = tmp_path / "keys.html"
+    path.write_text(page(sample.evidence()), encoding="utf-8")
+    show(browser, path, "light")
+    row = browser.find_element("css selector", "details tbody tr")
+    assert not row.is_displayed()
+    browser.find_element("css selector", "summary").send_keys("\n")
+    assert row.is_displayed()

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from tests.report import sample
+from trimtab.report.html import page, pareto
+
+VOID = {"meta", "link", "img", "br", "path"}
+NASTY = "<script>alert(1)</script>&\"'</title>"
+
+
+class Outline(HTMLParser):
+    """Checks that tags nest, and collects text, tags and attributes outside scripts and styles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.text += data
+
+
+def outline(html: str) -> Outline:
+    parser = Outline()
+    parser.feed(html)
+    assert parser.open == []
+    return parser
+
+
+def body(html: str) -> str:
+    """The page without plotly.js, which is a library's text."""
+    return "".join(part for part in re.split(r"(?s)<script>/\*\*.*?</script>", html))
+
+
+@pytest.mark.parametrize("make", [sample.evidence, sample.inconclusive, sample.failed])
+def test_page_is_well_formed_and_says_the_verdict(make: Any) -> None:
+    evidence = make()
+    found = outline(page(evidence))
+    assert evidence["verdict"]["word"] in found.text
+    assert f"{evidence['task']['metric']} changed by" in found.text
+    identities = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
+    assert len(identities) == len(set(identities))
+
+
+def test_nothing_points_outside_the_page() -> None:
+    found = outline(page(sample.evidence()))
+    links = [value for _, attrs in found.tags for name, value in attrs.items() if name in ("src", "href")]
+    assert links
+    assert all(str(link).startswith("data:") for link in links)
+    assert "default-src 'none'" in body(page(sample.evidence()))
+    assert not re.search(r"@import|url\(|https?://", body(page(sample.evidence())))
+
+
+def nasty(value: Any) -> Any:
+    """The same evidence with hostile text wherever text may come from a user."""
+    if isinstance(value, dict):
+        return {key: nasty(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [nasty(part) for part in value]
+    return NASTY if isinstance(value, str) else value
+
+
+def test_every_text_is_escaped() -> None:
+    evidence = sample.evidence()
+    for key in ("examples", "skipped", "steps", "machine", "versions", "paths", "reproduce"):
+        evidence[key] = nasty(evidence[key])
+    evidence["task"] |= {"name": NASTY, "metric": NASTY}
+    evidence["trials"][0]["candidate"] = evidence["rows"][2]["name"] = evidence["verdict"]["reason"] = NASTY
+    evidence["trimtab"] = NASTY
+    html = page(evidence)
+    outline(html)
+    assert "<script>alert" not in html
+    assert NASTY not in html
+
+
+def test_inline_data_is_json_that_survives() -> None:
+    found = re.search(r'(?s)<script type="application/json" id="data">(.*?)</script>', page(sample.evidence()))
+    assert found is not None
+    data = json.loads(found.group(1))
+    assert len(data["points"]) == 14
+    assert [point["kind"] for point in data["points"]].count("chosen") == 1
+    assert data["allowed"] == pytest.approx(100 * (0.8990 - 0.00899))
+    assert all(point["y_low"] <= point["y"] <= point["y_high"] for point in data["points"])
+
+
+def test_changed_examples_come_first_and_are_marked_in_words() -> None:
+    found = outline(page(sample.evidence()))
+    kinds = [attrs["class"] for tag, attrs in found.tags if tag == "li" and attrs.get("class")]
+    assert [str(kind).split()[0] for kind in kinds] == ["changed"] * 7 + ["same"] * 17
+    assert found.text.count("now right") == 4
+    assert found.text.count("now wrong") == 2
+    assert found.text.count("still wrong") == 1
+    alts = [attrs["alt"] for tag, attrs in found.tags if tag == "img"]
+    assert len(alts) == 24
+    assert all(alts)
+
+
+def test_open_verdict_says_what_would_decide() -> None:
+    text = outline(page(sample.inconclusive())).text
+    assert "It is not proven that accuracy holds." in text
+    assert "About 640 more verify samples would decide." in text
+
+
+def test_failed_verdict_says_slower() -> None:
+    text = outline(page(sample.failed())).text
+    assert "Not faster than the best free baseline." in text
+    assert "1.20× slower than the best free baseline" in text
+
+
+@pytest.mark.parametrize("part", ["examples", "steps", "skipped", "trials", "latency_samples"])
+def test_empty_parts_are_left_out(part: str) -> None:
+    evidence = sample.evidence()
+    whole = page(evidence)
+    evidence[part] = type(evidence[part])()
+    shorter = page(evidence)
+    outline(shorter)
+    assert shorter.count("<section") < whole.count("<section")
+
+
+def test_trial_without_latency_is_listed_but_not_drawn() -> None:
+    evidence = sample.evidence()
+    evidence["trials"][3]["measurements"] = []
+    html = page(evidence)
+    assert html.count('"kind":') == 13
+    assert "Show all 14" in html
+
+
+def test_pareto_front() -> None:
+    assert pareto([]) == []
+    assert pareto([(1, 5), (2, 5), (3, 6), (2.5, 4)]) == [(1, 5), (3, 6)]
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.1)."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_contrast_meets_wcag_aa(theme: int) -> None:
+    css = resources.files("trimtab.report").joinpath("page.css").read_text()
+    block = re.findall(r"(?s):root \{(.*?)\}", css)[theme]
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", block))
+    text = [(ink, ground) for ink in ("ink", "soft") for ground in ("page", "card", "faint")]
+    text += [(word, f"{word}-soft") for word in ("pass", "fail", "open")]
+    text += [(word, "card") for word in ("pass", "fail", "open", "accent", "free")]
+    weak = {pair: contrast(colours[pair[0]], colours[pair[1]]) for pair in text}
+    assert {pair: value for pair, value in weak.items() if value < 4.5} == {}
+    assert contrast(colours["dot"], colours["card"]) >= 3

@@ -1,0 +1,112 @@
+"""trimtab: bring a model; get back the cheapest version that keeps what must stay true, with the proof.
+
+>>> import trimtab as tt
+>>> tt.Goal("latency_ms", keep=0.99).keep
+0.99
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.artifact import Loaded, load
+    from trimtab.compress.distill import Distill
+    from trimtab.compress.finetune import FineTune
+    from trimtab.compress.prune import Prune
+    from trimtab.compress.quantize import Quantize
+    from trimtab.core import (
+        Artifact,
+        Drop,
+        Fit,
+        Goal,
+        Measurement,
+        Metric,
+        Ratio,
+        Recipe,
+        Split,
+        Target,
+        Task,
+        Tools,
+        Verdict,
+    )
+    from trimtab.diagnose import doctor
+    from trimtab.errors import TrimtabError
+    from trimtab.graph.capture import capture
+    from trimtab.graph.save import load_graph, save_graph
+    from trimtab.pipeline import optimize
+    from trimtab.train.loop import fit, score, training
+
+# name -> where it lives; what is asked for is imported, and nothing else
+FRONT_DOOR = {
+    "Artifact": "core",
+    "Distill": "compress.distill",
+    "Drop": "core",
+    "FineTune": "compress.finetune",
+    "Fit": "core",
+    "Goal": "core",
+    "Loaded": "artifact",
+    "Measurement": "core",
+    "Metric": "core",
+    "Prune": "compress.prune",
+    "Quantize": "compress.quantize",
+    "Ratio": "core",
+    "Recipe": "core",
+    "Split": "core",
+    "Target": "core",
+    "Task": "core",
+    "Tools": "core",
+    "TrimtabError": "errors",
+    "Verdict": "core",
+    "capture": "graph.capture",
+    "doctor": "diagnose",
+    "fit": "train.loop",
+    "load": "artifact",
+    "load_graph": "graph.save",
+    "optimize": "pipeline",
+    "save_graph": "graph.save",
+    "score": "train.loop",
+    "training": "train.loop",
+}
+
+__all__ = [
+    "Artifact",
+    "Distill",
+    "Drop",
+    "FineTune",
+    "Fit",
+    "Goal",
+    "Loaded",
+    "Measurement",
+    "Metric",
+    "Prune",
+    "Quantize",
+    "Ratio",
+    "Recipe",
+    "Split",
+    "Target",
+    "Task",
+    "Tools",
+    "TrimtabError",
+    "Verdict",
+    "capture",
+    "doctor",
+    "fit",
+    "load",
+    "load_graph",
+    "optimize",
+    "save_graph",
+    "score",
+    "training",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in FRONT_DOOR:
+        raise AttributeError(f"module 'trimtab' has no attribute {name!r}")
+    return getattr(import_module(f"trimtab.{FRONT_DOOR[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

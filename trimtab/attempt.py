@@ -1,0 +1,161 @@
+"""From a recipe to measured trials: built, screened, exported, checked and raced, each step committed as it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from trimtab.compress.build import Built, Stage, build, key
+from trimtab.core import Candidate, Drop, Goal, Outcome, Precision, Recipe, Skip, Target, Task, Tools, Trial
+from trimtab.errors import PlanError, RuntimeFailed
+from trimtab.graph.capture import capture
+from trimtab.graph.save import load_graph, save_graph
+from trimtab.measure.stats import chance_to_pass
+from trimtab.report.terminal import Progress
+from trimtab.runtimes import RUNTIMES, supported
+from trimtab.runtimes.evaluate import Exported, export_checked
+from trimtab.runtimes.trial import Bench, arrays, held_against, try_free, try_one
+from trimtab.search.space import best_free, candidates, eligible, worth_trying
+from trimtab.search.study import Study
+from trimtab.train.loop import fit, score
+
+HOPELESS = 0.001
+FREE_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every step needs: the question, the run's folder, and somebody to tell."""
+
+    task: Task
+    target: Target
+    goal: Goal
+    held: Study
+    show: Progress
+    command: str
+
+    def chance(self, trial: Trial) -> float:
+        """How likely the trial's quality is to be proven on `verify`, 0 ... 1."""
+        return chance_to_pass(trial.select, num_verify=len(self.task.verify))
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of one recipe: its quality on `select` as a graph, its trials, what was left out."""
+
+    recipe: Recipe
+    screen: Drop | None = None
+    trials: tuple[Trial, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    folder: Path | None = None
+
+
+def prepare(job: Job, model: nn.Module) -> Built:
+    """The model as one graph, trained if the task says how."""
+
+    def make(folder: Path) -> None:
+        job.show.phase("train" if job.task.fit else "capture")
+        checkpoint = job.held.folder / "training"
+        trained = fit(model, job.task, report=job.show.step, checkpoint=checkpoint) if job.task.fit else model
+        save_graph(capture(trained, job.task.select.batch(slice(0, 2)).inputs), folder)
+
+    folder = job.held.once_folder("original", make)
+    return Built(load_graph(folder), folder, ())
+
+
+def bench_of(job: Job, original: Built) -> Bench:
+    """The original's scores on `select`, in eager fp32, which every trial is held against."""
+    return Bench(job.task, job.target, job.goal, score(original.graph, job.task.select, job.task.metric))
+
+
+def free_baselines(job: Job, bench: Bench, original: Built, runtimes: tuple[str, ...]) -> tuple[list[Trial], Tried]:
+    """The original in every runtime at every precision that costs nothing; eager fp32, the reference, always."""
+    job.show.phase("free baselines")
+    files: dict[str, Exported] = {}
+    skipped: list[Skip] = []
+    for name in dict.fromkeys(("eager", *runtimes)):
+        for precision in FREE_PRECISIONS:
+            candidate = Candidate(Recipe(), name, precision)
+            if why := supported(name, precision):
+                skipped.append(Skip(candidate.name, why))
+                continue
+            try:
+                own = _export(job, original, candidate)
+                files[own.folder.name] = own
+            except RuntimeFailed as error:
+                skipped.append(Skip(candidate.name, str(error)))
+    free = job.held.once("free", lambda: try_free(bench, files, report=job.show.step), list[Trial])
+    _, left_out = worth_trying(eligible(free, job.target), job.goal.minimise)
+    return free, Tried(Recipe(), skipped=(*skipped, *left_out), folder=original.folder)
+
+
+def attempt(
+    job: Job, bench: Bench, original: Built, free: list[Trial], recipe: Recipe, *, hopeless: float = HOPELESS
+) -> Tried:
+    """One recipe in every runtime worth trying; what has no chance left is not exported."""
+    held = job.held
+    tools = Tools(report=job.show.step, folder=str(held.folder / "work"))
+    try:
+        built = build(recipe, original, job.task, once_folder=held.once_folder, tools=tools)
+    except PlanError as error:
+        return Tried(recipe, skipped=(Skip(recipe.name, str(error)),))
+    screen = held.once(f"screens/{key(recipe)}", lambda: _screen(bench, built), Drop)
+    skipped = tuple(skip for stage in built.stages for skip in stage.skipped)
+    tried = Tried(recipe, screen, (), skipped, built.stages, built.folder)
+    chance = chance_to_pass(screen, num_verify=len(job.task.verify))
+    if chance < hopeless:
+        why = (
+            f"{job.task.metric.name} {screen.candidate:.3g} on select, {-screen.diff:.3g} under the original's with "
+            f"{screen.margin:.3g} allowed: no chance left, so it was not exported"
+        )
+        return replace(tried, skipped=(*skipped, Skip(recipe.name, why)))
+    precisions, _ = worth_trying(eligible(free, job.target), job.goal.minimise)
+    outcomes = [_outcome(job, bench, built, free, candidate) for candidate in candidates([recipe], precisions)]
+    return replace(
+        tried,
+        trials=tuple(outcome.trial for outcome in outcomes if outcome.trial),
+        skipped=(*skipped, *(skip for outcome in outcomes for skip in outcome.skipped)),
+    )
+
+
+def _screen(bench: Bench, built: Built) -> Drop:
+    own = score(built.graph, bench.task.select, bench.task.metric)
+    return held_against(bench.reference, own, metric=bench.task.metric, goal=bench.goal)
+
+
+def _outcome(job: Job, bench: Bench, built: Built, free: list[Trial], candidate: Candidate) -> Outcome:
+    def make() -> Outcome:
+        if why := supported(candidate.runtime, candidate.precision):
+            return Outcome(skipped=(Skip(candidate.name, why),))
+        try:
+            own = _export(job, built, candidate)
+        except RuntimeFailed as error:
+            return Outcome(skipped=(Skip(candidate.name, str(error)),))
+        baseline = exported(job, best_free(free, job.goal, job.target))
+        return Outcome(try_one(bench, baseline, own, recipe=candidate.recipe.name, report=job.show.step))
+
+    return job.held.once(f"trials/{_file_name(candidate)}", make, Outcome)
+
+
+def _export(job: Job, built: Built, candidate: Candidate) -> Exported:
+    """The candidate's file, checked against its graph."""
+    inputs = arrays(job.task.select.batch(slice(0, 64)))
+
+    def make(folder: Path) -> None:
+        runtime = RUNTIMES[candidate.runtime]
+        export_checked(built.graph, runtime, folder, precision=candidate.precision, inputs=inputs, target=job.target)
+
+    folder = job.held.once_folder(f"files/{_file_name(candidate)}", make)
+    return Exported(candidate.runtime, candidate.precision, folder)
+
+
+def exported(job: Job, trial: Trial) -> Exported:
+    """The file that a trial measured."""
+    return Exported(trial.runtime, trial.precision, job.held.folder / "files" / trial.folder)
+
+
+def _file_name(candidate: Candidate) -> str:
+    return f"{key(candidate.recipe)}-{candidate.runtime}-{candidate.precision}"

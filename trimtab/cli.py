@@ -1,0 +1,166 @@
+"""The command line: one command for each public function of the pipeline, with the same names and defaults."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trimtab.errors import TrimtabError
+
+EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
+USER_ERROR = 3
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+class Minimise(str, Enum):  # noqa: UP042 - typer shows the values of a str enum
+    """What the goal can minimise."""
+
+    latency_ms = "latency_ms"
+    size_bytes = "size_bytes"
+    memory_bytes = "memory_bytes"
+
+
+@app.callback()
+def root() -> None:
+    """Bring a model; get back the cheapest version that keeps what must stay true, with the proof.
+
+    Start with:  trimtab optimize fashion
+    """
+
+
+@app.command()
+def optimize(
+    task: Annotated[
+        str, typer.Argument(help="A built-in task (fashion), FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.")
+    ],
+    minimise: Annotated[Minimise, typer.Option(help="What to make small.")] = Minimise.latency_ms,
+    keep: Annotated[float, typer.Option(help="Fraction of the metric that must stay, e.g. 0.99.")] = 0.99,
+    drop: Annotated[
+        float | None, typer.Option(help="Allowed loss in the metric's own units, instead of --keep.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="One-sided confidence of the verdict.")] = 0.95,
+    minutes: Annotated[float | None, typer.Option(help="Time limit of the search.")] = None,
+    runtimes: Annotated[
+        list[str] | None, typer.Option(help="Runtime to allow; repeat for more (default: all).")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Batch size to be fast at.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of the serving process.")] = 1,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/TASK).")] = None,
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress display.")] = False,
+) -> None:
+    """Find the cheapest version of a task's model that keeps its quality, and prove it.
+
+    TASK's function takes nothing and returns (model, task). A killed run goes on where it was: give the same command
+    again. The exit code is 0 on PASS, 1 on FAIL, 2 on INCONCLUSIVE, 3 if the input cannot be used.
+
+    Examples:
+      trimtab optimize fashion
+
+      trimtab optimize mytask.py:make --keep 0.995 --runtimes onnxruntime --minutes 20
+
+      trimtab optimize mypackage.tasks:make --minimise size_bytes --drop 0.01
+    """
+    from trimtab.core import Goal, Target
+    from trimtab.pipeline import optimize as run_pipeline
+    from trimtab.report.terminal import summary
+    from trimtab.tasks.resolve import resolve
+
+    goal = Goal(minimise.value, keep=keep, drop=drop, confidence=confidence, minutes=minutes)
+    target = Target(runtimes=tuple(runtimes) if runtimes else None, batch_size=batch_size, threads=threads)
+    command = "trimtab " + " ".join(sys.argv[1:])
+    model, described = resolve(task)
+    artifact = run_pipeline(model, described, target=target, goal=goal, run=run, quiet=quiet, command=command)
+    summary(artifact.evidence, console=Console())
+    raise typer.Exit(EXIT_CODES[artifact.verdict.word])
+
+
+@app.command()
+def run(
+    artifact: Annotated[Path, typer.Argument(help="The artifact's folder, as `optimize` printed it.")],
+    input: Annotated[list[Path], typer.Option(help="A .npy file [B, ...]; repeat for a model of several inputs.")],
+    output: Annotated[Path | None, typer.Option(help="Write the answers to this .npy file.")] = None,
+) -> None:
+    """Run an artifact on arrays, from the file that ships and in its runtime; every byte is checked first.
+
+    Example:
+      trimtab run runs/fashion/artifact --input runs/fashion/sample.npy
+    """
+    from trimtab.pipeline import run as run_artifact
+
+    loaded, answers = run_artifact(artifact, input=tuple(input), output=output)
+    for place, answer in enumerate(answers):
+        largest = int(answer.argmax())
+        label = loaded.labels[largest] if answer.size == len(loaded.labels) else ""
+        typer.echo(f"{place}: {largest} {label}".rstrip() if answer.ndim == 1 else f"{place}: {answer.tolist()}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The run's folder, or an artifact's.")],
+    output: Annotated[Path | None, typer.Option(help="Where to write the page (default: RUN/report.html).")] = None,
+) -> None:
+    """Write the page of a run that has ended, and print its table.
+
+    Example:
+      trimtab report runs/fashion
+    """
+    from trimtab.pipeline import rewrite_report
+    from trimtab.report.terminal import summary
+
+    path, evidence = rewrite_report(run, output=output)
+    summary(evidence, console=Console())
+    typer.echo(f"wrote {path}")
+
+
+@app.command()
+def doctor(
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Show what this machine has: versions, runtimes, what is missing and the command that brings it.
+
+    Example:
+      trimtab doctor --json
+    """
+    import cattrs
+
+    from trimtab.diagnose import doctor as examine
+
+    found = examine()
+    if as_json:
+        typer.echo(json.dumps(cattrs.unstructure(found), indent=1))
+        return
+    console = Console()
+    machine = found.machine
+    console.print(f"trimtab {found.trimtab} on {machine['cpu']}, {machine['cores']} cores")
+    table = Table("runtime", "serves here", "what is missing", title="Runtimes", title_justify="left")
+    for finding in found.runtimes:
+        table.add_row(
+            finding.runtime,
+            ", ".join(finding.precisions) or "-",
+            finding.missing or "; ".join(finding.unsupported) or "-",
+        )
+    console.print(table)
+    console.print(", ".join(f"{name} {number}" for name, number in found.versions.items()))
+
+
+def main() -> None:
+    """Run the command line; the user's mistakes become one message and exit code 3."""
+    try:
+        app()
+    except TrimtabError as error:
+        Console(stderr=True).print(
+            f"[bold red]{type(error).__name__}[/]: ", str(error), sep="", markup=True, highlight=False
+        )
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped. What had ended is kept: give the same command again to go on.")
+        sys.exit(130)

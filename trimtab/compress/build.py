@@ -1,0 +1,93 @@
+"""From a recipe to a graph, method by method.
+
+Each stage is committed as it ends, and shared by the recipes that begin alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cattrs
+from torch.fx import GraphModule
+
+from trimtab.core import Recipe, Skip, Task, Tools
+from trimtab.files import read_json, write_json
+from trimtab.graph.save import load_graph, save_graph
+
+OnceFolder = Callable[[str, Callable[[Path], Any]], Path]
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one method did: its settings and its plan as data, and the seconds it took."""
+
+    method: str
+    settings: dict[str, Any]
+    plan: dict[str, Any]
+    skipped: tuple[Skip, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Built:
+    """The graph that a recipe gave, the folder that keeps it, and its stages in order."""
+
+    graph: GraphModule
+    folder: Path
+    stages: tuple[Stage, ...]
+
+
+def build(recipe: Recipe, original: Built, task: Task, *, once_folder: OnceFolder, tools: Tools) -> Built:
+    """Apply `recipe` to the original; stages that ended before are read.
+
+    Args:
+        recipe: its methods are applied in order.
+        original: the captured model, which learning methods learn from.
+        task: gives the data.
+        once_folder: (name, make) -> folder; makes and commits what has not ended yet.
+        tools: told of progress; its folder holds the checkpoints of stages under way.
+
+    Raises:
+        PlanError: a method refuses.
+    """
+    if not recipe.methods:
+        return original
+    stem = build(Recipe(recipe.methods[:-1]), original, task, once_folder=once_folder, tools=tools)
+    method = recipe.methods[-1]
+    name = key(recipe)
+
+    def make(folder: Path) -> None:
+        started = time.perf_counter()
+        plan = method.plan(stem.graph, task)
+        own = replace(
+            tools, task=task, original=original.graph, folder=f"{tools.folder}/{name}" if tools.folder else None
+        )
+        graph = method.apply(stem.graph, plan, own)
+        stage = Stage(
+            method.name,
+            cattrs.unstructure(method),
+            cattrs.unstructure(plan),
+            plan.skipped,
+            time.perf_counter() - started,
+        )
+        save_graph(graph, folder)
+        write_json(folder / PLAN_FILE, cattrs.unstructure(stage))
+
+    folder = once_folder(f"built/{name}", make)
+    stage = cattrs.structure(read_json(folder / PLAN_FILE), Stage)
+    return Built(load_graph(folder), folder, (*stem.stages, stage))
+
+
+def key(recipe: Recipe) -> str:
+    """A file name for the recipe: readable, and different for different settings."""
+    settings = json.dumps([[type(m).__name__, cattrs.unstructure(m)] for m in recipe.methods], sort_keys=True)
+    words = re.sub(r"[^a-z0-9.]+", "-", recipe.name.lower()).strip("-")
+    return f"{words}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"

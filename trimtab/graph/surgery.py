@@ -1,0 +1,208 @@
+"""Cut channels out of a graph, and prove that nothing else changed.
+
+Masking at the source: cutting a channel means that no contraction (linear, convolution) reads it any more. So the
+reference for a cut is the original graph in which, at every read of a contraction, the cut channels are set to zero:
+the same as zeroing those columns of the reading weights. Zeroing the channel where it is produced would not do: a
+BatchNorm, a bias or a sigmoid after it makes it non-zero again. Every cut is compared with that reference in eval
+and in train mode (without dropout, which is random), in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+
+from trimtab.errors import PlanError
+from trimtab.graph.capture import get_tensor
+from trimtab.graph.dims import Group, groups
+from trimtab.graph.modes import FLAGS
+from trimtab.graph.shapes import example_inputs, refresh_shapes_
+
+Chosen = tuple[tuple[Group, tuple[int, ...]], ...]
+TOLERANCE = 1e-9  # relative to the largest output; float64 keeps some 1e-13 through a deep network
+CHECK_BATCH = 3  # BatchNorm needs more than one sample, and two always come out as +-1
+
+
+def cut(graph: GraphModule, kept: Mapping[str, Sequence[int]]) -> GraphModule:
+    """A copy of `graph` in which each named group has only its `kept` channels.
+
+    Args:
+        graph: a captured graph; it is not changed.
+        kept: group name -> channels that stay, rising, as `groups(graph)` names and numbers them.
+
+    Returns:
+        The smaller graph, in the mode of `graph`.
+
+    Raises:
+        PlanError: no such group or channel, no channel left, or the result is not the masked original.
+    """
+    chosen = _chosen(graph, kept)
+    pruned = _sliced(graph, chosen)
+    _check(graph, pruned, chosen)
+    return refresh_shapes_(pruned)
+
+
+def _chosen(graph: GraphModule, kept: Mapping[str, Sequence[int]]) -> Chosen:
+    found = {group.name: group for group in groups(graph).cuttable}
+    for name, channels in kept.items():
+        if name not in found:
+            known = ", ".join(found) or "none"
+            raise PlanError(
+                f"The graph has no group {name!r} that can be cut; it has: {known}. Plan on the graph that you cut."
+            )
+        size = found[name].size
+        if not channels or sorted(set(channels)) != list(channels) or not 0 <= channels[0] <= channels[-1] < size:
+            raise PlanError(
+                f"Group {name!r} cannot keep {list(channels)}: expected at least one of its channels 0 to {size - 1}, "
+                "each once and rising. Plan on the graph that you cut."
+            )
+    return tuple((found[name], tuple(channels)) for name, channels in kept.items())
+
+
+def _sliced(graph: GraphModule, chosen: Chosen) -> GraphModule:
+    pruned = copy.deepcopy(graph)
+    _slice_tensors_(pruned, chosen)
+    nodes = {node.name: node for node in pruned.graph.nodes}
+    for group, channels in chosen:
+        for constant in group.constants:
+            node = nodes[constant.node]
+            old = _argument(node, constant.argument)
+            number = old if constant.item is None else old[constant.item]
+            new: Any = number // group.size * len(channels)
+            if constant.item is not None:
+                new = [*old[: constant.item], new, *old[constant.item + 1 :]]
+            _set_argument_(node, constant.argument, new)
+    pruned.recompile()
+    return pruned
+
+
+def _slice_tensors_(pruned: GraphModule, chosen: Chosen) -> None:
+    masks: dict[str, dict[int, Tensor]] = {}
+    for group, channels in chosen:
+        for use in group.uses:
+            dims = masks.setdefault(use.name, {})
+            mask = use.place.mask(channels)
+            dims[use.dim] = dims[use.dim] & mask if use.dim in dims else mask
+    names = dict.fromkeys(str(node.target) for node in pruned.graph.nodes if node.op == "get_attr")
+    originals = {name: get_tensor(pruned, name) for name in masks}
+    for name, dims in masks.items():
+        original = originals[name]
+        new = original.detach()
+        for dim, mask in dims.items():
+            new = new.index_select(dim, mask.nonzero().flatten().to(new.device))
+        if isinstance(original, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=original.requires_grad)
+        # Tied weights stay tied: every name of the old tensor gets the one new tensor.
+        for alias in [other for other in names if get_tensor(pruned, other) is original]:
+            path, _, leaf = alias.rpartition(".")
+            setattr(pruned.get_submodule(path), leaf, new)
+
+
+def _position(node: Node, argument: str) -> int:
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    return names.index(argument)
+
+
+def _argument(node: Node, argument: str) -> Any:
+    at = _position(node, argument)
+    return node.args[at] if at < len(node.args) else node.kwargs[argument]
+
+
+def _set_argument_(node: Node, argument: str, value: Any) -> None:
+    at = _position(node, argument)
+    if at < len(node.args):
+        node.update_arg(at, value)
+    else:
+        node.update_kwarg(argument, value)
+
+
+def _check(graph: GraphModule, pruned: GraphModule, chosen: Chosen) -> None:
+    wrong = _disagreement(graph, pruned, chosen)
+    if wrong is None:
+        return
+    alone = [(one, _disagreement(graph, _sliced(graph, (one,)), (one,))) for one in chosen]
+    guilty = [group.name for (group, _), text in alone if text is not None]
+    raise PlanError(
+        f"Cutting {', '.join(guilty) or 'these groups together'} would change more than the cut channels: {wrong}. "
+        "The rule of an operation on their way is wrong: leave them out of the plan, and report the model."
+    )
+
+
+@torch.no_grad()
+def _disagreement(graph: GraphModule, pruned: GraphModule, chosen: Chosen) -> str | None:
+    """How `pruned` differs from the masked original, in words; None if it does not."""
+    examples = example_inputs(graph, batch_size=CHECK_BATCH)
+    reference, candidate = _exact(graph), _exact(pruned)
+    masks = _masks(chosen)
+    for mode, training in (("eval", False), ("train", True)):
+        expected = _Masked(reference.train(training), masks).run(*_wide(examples))
+        try:
+            got = Interpreter(candidate.train(training)).run(*_wide(examples))
+        except RuntimeError as error:
+            return f"in {mode} mode it does not run ({str(error).splitlines()[0]})"
+        if got.shape != expected.shape:
+            return f"in {mode} mode its output is {tuple(got.shape)} where {tuple(expected.shape)} was expected"
+        error_ = relative_error(got, expected)
+        if not error_ <= TOLERANCE:
+            return f"in {mode} mode its output is {error_:.1e} off, relative to the largest output"
+    return None
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Largest difference over largest expected value; infinite where only one of the two is finite."""
+    finite = expected.isfinite()
+    if not torch.equal(finite, got.isfinite()) or not finite.any():
+        return float("inf")
+    got, expected = got.detach()[finite].double(), expected.detach()[finite].double()
+    return float((got - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
+
+
+def _wide(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    # Fresh copies: the graph may write into its inputs.
+    return [x.double() if x.is_floating_point() else x.clone() for x in inputs]
+
+
+def _exact(graph: GraphModule) -> GraphModule:
+    """A copy in float64 without dropout, to be interpreted."""
+    exact = copy.deepcopy(graph).double()
+    for node in exact.graph.nodes:
+        if node.target in FLAGS and node.target is not torch.ops.aten.batch_norm.default:
+            node.update_arg(1, 0.0)
+        node.args = tuple(torch.float64 if arg is torch.float32 else arg for arg in node.args)
+        if node.kwargs.get("dtype") is torch.float32:
+            node.update_kwarg("dtype", torch.float64)
+    return exact
+
+
+def _masks(chosen: Chosen) -> dict[str, list[tuple[str, int, Tensor]]]:
+    masks: dict[str, list[tuple[str, int, Tensor]]] = {}
+    for group, channels in chosen:
+        for read in group.reads:
+            mask = read.place.mask(channels)
+            masks.setdefault(read.node, []).append((read.argument, read.dim, mask))
+    return masks
+
+
+class _Masked(Interpreter):
+    """Runs a graph with cut channels set to zero where contractions read them."""
+
+    def __init__(self, graph: GraphModule, masks: dict[str, list[tuple[str, int, Tensor]]]) -> None:
+        super().__init__(graph)
+        self.masks = masks
+
+    def fetch_args_kwargs_from_env(self, n: Node) -> Any:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        for argument, dim, mask in self.masks.get(n.name, ()):
+            at = _position(n, argument)
+            x = args[at] if at < len(args) else kwargs[argument]
+            masked = torch.where(mask.to(x.device).view(-1, *[1] * (x.ndim - dim - 1)), x, 0.0)
+            if at < len(args):
+                args = (*args[:at], masked, *args[at + 1 :])
+            else:
+                kwargs = {**kwargs, argument: masked}
+        return args, kwargs

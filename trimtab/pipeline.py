@@ -1,0 +1,153 @@
+"""The conductor: from a model and a task to the cheapest version that keeps what must stay true, with the proof.
+
+The main path, in order: check, train, capture, measure what is free, search, choose, judge, ship.
+Every step that has ended is kept in the run's folder; the same call goes on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cattrs
+import numpy as np
+from torch import nn
+
+from trimtab.artifact import Loaded, load
+from trimtab.attempt import Job, Tried, attempt, bench_of, free_baselines, prepare
+from trimtab.compress.build import Built, key
+from trimtab.compress.recipes import default_recipes
+from trimtab.core import Artifact, Goal, Recipe, Skip, Target, Task, Trial
+from trimtab.files import read_array, write_array, write_atomic
+from trimtab.prove import REPORT_FILE, prove, ship
+from trimtab.report.html import page
+from trimtab.report.terminal import Progress
+from trimtab.runtimes.evaluate import usable
+from trimtab.runtimes.trial import Bench
+from trimtab.search.space import best_free, choose
+from trimtab.search.study import study
+from trimtab.tasks.check import check, check_model, fingerprint, fingerprint_weights
+
+
+def optimize(
+    model: nn.Module,
+    task: Task,
+    *,
+    target: Target = Target(),  # noqa: B008 - frozen
+    goal: Goal = Goal(),  # noqa: B008 - frozen
+    run: str | Path | None = None,
+    recipes: tuple[Recipe, ...] | None = None,
+    quiet: bool = False,
+    command: str = "trimtab.optimize(...)",
+) -> Artifact:
+    """Find the cheapest version of `model` that keeps the goal's quality, prove it, and write it to the run's folder.
+
+    Args:
+        model: takes the task's inputs by position and returns one tensor. Trained first if `task.fit` says how.
+        task: data, loss, metric.
+        target: where it will run.
+        goal: what to minimise and what to keep.
+        run: the folder of this run (default `runs/<task name>`); a killed run goes on from there.
+        recipes: what to try instead of the default space.
+        quiet: show no progress.
+        command: what the report names as the way to make this result again.
+
+    Returns:
+        The artifact with its verdict: PASS, FAIL or INCONCLUSIVE. The best effort is written in every case.
+
+    Raises:
+        TrimtabError: the input cannot be used; the message says what to do.
+    """
+    check(task)
+    check_model(model, task)
+    runtimes = tuple(usable(target))
+    tried = default_recipes() if recipes is None else recipes
+    folder = Path(run) if run else Path("runs") / task.name
+    identity: dict[str, Any] = {
+        "trimtab": version("trimtab"),
+        "task": task.name,
+        "data": fingerprint(task),
+        "model": fingerprint_weights(model, values=task.fit is None),
+        "target": cattrs.unstructure(target),
+        "goal": cattrs.unstructure(goal),
+        "recipes": [key(recipe) for recipe in tried],
+    }
+    with study(folder, identity) as held, Progress(quiet=quiet) as show:
+        if not held.has("artifact"):
+            job = Job(task, target, goal, held, show, command)
+            original = prepare(job, model)
+            bench = bench_of(job, original)
+            free, freely = free_baselines(job, bench, original, runtimes)
+            ended = [freely, *_search(job, bench, original, free, tried)]
+            choice = held.once("choice", lambda: _choose(job, free, ended), Trial)
+            proof = held.once("evidence", lambda: prove(job, free, ended, choice), dict[str, Any])
+            ship(job, original, ended, choice, proof)
+    return load(folder / "artifact").artifact
+
+
+def run(artifact: str | Path, *, input: tuple[Path, ...], output: Path | None = None) -> tuple[Loaded, np.ndarray]:
+    """The answers of an artifact to the arrays in .npy files, [B, ...]; written to `output` too if that is given.
+
+    Raises:
+        ArtifactError: the artifact is damaged, or a file holds no array.
+        RuntimeFailed: the arrays do not fit the model.
+    """
+    loaded = load(artifact)
+    answers = loaded.run(*(read_array(path) for path in input))
+    if output is not None:
+        write_array(output, answers)
+    return loaded, answers
+
+
+def rewrite_report(run: Path, *, output: Path | None = None) -> tuple[Path, dict[str, Any]]:
+    """Write the page of a run that has ended, from its evidence; returns where it is and the evidence.
+
+    Raises:
+        ArtifactError: the run holds no finished artifact, or it is damaged.
+    """
+    inner = run / "artifact"
+    evidence = dict(load(inner if inner.is_dir() else run).artifact.evidence)
+    path = output or run / REPORT_FILE
+    write_atomic(path, page(evidence).encode())
+    return path, evidence
+
+
+def _search(job: Job, bench: Bench, original: Built, free: list[Trial], recipes: tuple[Recipe, ...]) -> list[Tried]:
+    """Try one recipe after the other, until all are tried or the budget is spent."""
+    started = time.monotonic()
+    ended: list[Tried] = []
+    for place, recipe in enumerate(recipes):
+        if job.goal.minutes is not None and time.monotonic() - started > 60 * job.goal.minutes:
+            late = Skip(recipe.name, f"the budget of {job.goal.minutes:g} minutes was spent")
+            ended.append(Tried(recipe, skipped=(late,)))
+            continue
+        job.show.trial(place, len(recipes), recipe.name)
+        ended.append(attempt(job, bench, original, free, recipe))
+        _tell_best(job, ended)
+    if not any(tried.trials for tried in ended):
+        ended += _nearest_miss(job, bench, original, free, ended)
+    return ended
+
+
+def _nearest_miss(job: Job, bench: Bench, original: Built, free: list[Trial], ended: list[Tried]) -> list[Tried]:
+    """If nothing had a chance, what came nearest is exported all the same: the best effort is always saved."""
+    screened = [tried for tried in ended if tried.screen]
+    if not screened:
+        return []
+    nearest = max(screened, key=lambda tried: tried.screen.diff if tried.screen else 0.0)
+    return [attempt(job, bench, original, free, nearest.recipe, hopeless=0.0)]
+
+
+def _choose(job: Job, free: list[Trial], ended: list[Tried]) -> Trial:
+    trials = [trial for tried in ended for trial in tried.trials]
+    return choose(trials, job.goal, job.chance) if trials else best_free(free, job.goal, job.target)
+
+
+def _tell_best(job: Job, ended: list[Tried]) -> None:
+    trials = [trial for tried in ended for trial in tried.trials]
+    if trials:
+        best = choose(trials, job.goal, job.chance)
+        times = f", {best.gain.value:.2f}x" if best.gain else ""
+        job.show.best(f"{best.candidate}: {best.select.candidate:.1%}{times}")

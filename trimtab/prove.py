@@ -1,0 +1,102 @@
+"""The proof: the verify split is opened, once, for the trial that was chosen; then everything is judged and shipped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cattrs
+
+from trimtab.artifact import Parts, save_artifact
+from trimtab.attempt import Job, Tried, exported
+from trimtab.compress.build import Built
+from trimtab.core import Recipe, Trial
+from trimtab.files import write_array, write_atomic
+from trimtab.measure.stats import judge
+from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE, Contender, Story, assemble, steps
+from trimtab.report.html import page
+from trimtab.runtimes.evaluate import answers, gain_over, measurements, race
+from trimtab.runtimes.trial import FREE, arrays, held_against, scores
+from trimtab.search.space import best_free
+
+FINAL_ROUNDS = 24
+SAMPLE_FILE = "sample.npy"
+REPORT_FILE = "report.html"
+NUM_SAMPLE = 5
+REFERENCE_IN = ("eager", "fp32")
+
+
+def prove(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> dict[str, Any]:
+    """Judge the choice on `verify` against the original in eager fp32 and the best free baseline: the evidence.
+
+    The choice was committed before the seal is broken, so nothing seen here can change it.
+    """
+    job.show.phase("verdict")
+    task, target, goal = job.task, job.target, job.goal
+    picked = {
+        REFERENCE: next(trial for trial in free if (trial.runtime, trial.precision) == REFERENCE_IN),
+        BEST_FREE: best_free(free, goal, target),
+        CHOSEN: choice,
+    }
+    files = {role: exported(job, trial) for role, trial in picked.items()}
+    split = task.verify.open(f"the verdict on {choice.candidate}")
+    outputs = {role: answers(file, arrays(split), target=target) for role, file in files.items()}
+    graded = {role: scores(task.metric, out, split.targets) for role, out in outputs.items()}
+    raced = race(files, arrays(split), target=target, rounds=FINAL_ROUNDS, report=job.show.step)
+    gains = {
+        role: gain_over(raced[BEST_FREE], raced[role], files=(files[BEST_FREE], files[role]), minimise=goal.minimise)
+        for role in files
+    }
+    drop = held_against(graded[REFERENCE], graded[CHOSEN], metric=task.metric, goal=goal)
+    verdict = judge(drop, gains[CHOSEN], minimise=goal.minimise)
+    contenders = [
+        Contender(
+            role,
+            trial.candidate,
+            outputs[role],
+            graded[role],
+            measurements(raced[role], files[role]),
+            raced[role].timing.samples_ms,
+            gains[role],
+        )
+        for role, trial in picked.items()
+    ]
+    story = _story(job, free, ended, choice)
+    return assemble(story, contenders, verdict, inputs=arrays(split)[0], targets=split.targets.numpy())
+
+
+def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> Story:
+    recipe = next((tried.recipe for tried in ended if tried.recipe.name == choice.recipe), Recipe())
+    names = [FREE, *(Recipe(recipe.methods[: end + 1]).name for end in range(len(recipe.methods)))]
+    trials = (*free, *(trial for tried in ended for trial in tried.trials))
+    metrics = {FREE: free[0].select.baseline}
+    metrics |= {tried.recipe.name: tried.screen.candidate for tried in ended if tried.screen}
+    seconds = {tried.recipe.name: tried.stages[-1].seconds for tried in ended if tried.stages}
+    return Story(
+        task=job.task,
+        target=job.target,
+        goal=job.goal,
+        trials=trials,
+        steps=steps(names, metrics, seconds, trials, runtime=choice.runtime),
+        skipped=tuple(dict.fromkeys(skip for tried in ended for skip in tried.skipped)),
+        command=job.command,
+        folder=str(job.held.folder),
+    )
+
+
+def ship(job: Job, original: Built, ended: list[Tried], choice: Trial, proof: dict[str, Any]) -> None:
+    """Write report, sample input and, last, the artifact."""
+    tried = next((tried for tried in ended if tried.recipe.name == choice.recipe), None)
+    for place, x in enumerate(arrays(job.task.select.batch(slice(0, NUM_SAMPLE)))):
+        write_array(job.held.folder / (SAMPLE_FILE if place == 0 else f"sample{place}.npy"), x)
+    write_atomic(job.held.folder / REPORT_FILE, page(proof).encode())
+    parts = Parts(
+        name=choice.candidate,
+        runtime=choice.runtime,
+        precision=choice.precision,
+        target=job.target,
+        runtime_folder=exported(job, choice).folder,
+        graph_folder=tried.folder if tried and tried.folder else original.folder,
+        plans=cattrs.unstructure(tried.stages if tried else ()),
+        evidence=proof,
+    )
+    job.held.once_folder("artifact", lambda folder: save_artifact(folder, parts))

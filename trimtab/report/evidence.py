@@ -1,0 +1,169 @@
+"""The evidence: everything that was decided and measured, as one plain JSON value that page and terminal show."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import cattrs
+import numpy as np
+from PIL import Image
+
+from trimtab.core import Goal, Measurement, Ratio, Skip, Target, Task, Trial, Verdict
+from trimtab.measure.machine import stamp, versions
+
+FORMAT = 1
+NUM_EXAMPLES = 48
+REFERENCE, BEST_FREE, CHOSEN = "reference", "best_free", "chosen"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the final table: the file's answers on `verify` [N, ...], their scores [N], and its measurements."""
+
+    role: str
+    name: str
+    answers: np.ndarray
+    scores: np.ndarray
+    measurements: tuple[Measurement, ...]
+    samples_ms: tuple[float, ...]
+    gain: Ratio | None
+
+
+@dataclass(frozen=True)
+class Story:
+    """How the run came to its choice."""
+
+    task: Task
+    target: Target
+    goal: Goal
+    trials: tuple[Trial, ...]
+    steps: tuple[Mapping[str, Any], ...]
+    skipped: tuple[Skip, ...]
+    command: str
+    folder: str
+
+
+def assemble(
+    story: Story, contenders: Sequence[Contender], verdict: Verdict, *, inputs: np.ndarray, targets: np.ndarray
+) -> dict[str, Any]:
+    """The evidence of one run.
+
+    Args:
+        story: how it came to its choice.
+        contenders: reference, best free, chosen.
+        verdict: on the chosen one.
+        inputs: of the verify split's first input, [N, ...]; shown as pictures if they are some.
+        targets: of the verify split, [N, ...].
+    """
+    task = story.task
+    by_role = {contender.role: contender for contender in contenders}
+    return {
+        "format": FORMAT,
+        "trimtab": version("trimtab"),
+        "task": {
+            "name": task.name,
+            "metric": task.metric.name,
+            "num_train": len(task.train),
+            "num_select": len(task.select),
+            "num_verify": len(task.verify),
+            "labels": list(task.labels),
+        },
+        "target": cattrs.unstructure(story.target),
+        "goal": cattrs.unstructure(story.goal),
+        "machine": stamp(),
+        "versions": versions(),
+        "verdict": cattrs.unstructure(verdict),
+        "rows": [_row(contender, verdict) for contender in contenders],
+        "trials": cattrs.unstructure(story.trials),
+        "steps": list(story.steps),
+        "skipped": cattrs.unstructure(story.skipped),
+        "latency_samples": {contender.role: list(contender.samples_ms) for contender in contenders},
+        "outcomes": {contender.role: contender.scores.tolist() for contender in contenders},
+        "examples": _examples(task, by_role, inputs, targets),
+        "reproduce": {"command": story.command, "seed": task.fit.seed if task.fit else 0},
+        "paths": {
+            "artifact": f"{story.folder}/artifact",
+            "evidence": f"{story.folder}/artifact/evidence.json",
+            "report": f"{story.folder}/report.html",
+        },
+    }
+
+
+def _row(contender: Contender, verdict: Verdict) -> dict[str, Any]:
+    chosen = contender.role == CHOSEN
+    named = {m.quantity: cattrs.unstructure(m) for m in contender.measurements}
+    return {
+        "role": contender.role,
+        "name": contender.name,
+        "metric": float(contender.scores.mean()),
+        "metric_low": verdict.drop.low if chosen else None,
+        "metric_high": verdict.drop.high if chosen else None,
+        "latency": named["latency_ms"],
+        "size": named["size_bytes"],
+        "memory": named["memory_bytes"],
+        "gain": cattrs.unstructure(contender.gain) if contender.gain else None,
+        "word": verdict.word if chosen else None,
+    }
+
+
+def _examples(
+    task: Task, by_role: Mapping[str, Contender], inputs: np.ndarray, targets: np.ndarray
+) -> list[dict[str, str]]:
+    """Verify samples with the answers before and after, those that changed first; only for pictures with class names."""
+    before, after = by_role[REFERENCE].answers, by_role[CHOSEN].answers
+    pictures = inputs.ndim == 4 and inputs.shape[1] in (1, 3)
+    if not pictures or not task.labels or before.ndim != 2 or before.shape[1] != len(task.labels):
+        return []
+    old, new = before.argmax(1), after.argmax(1)
+    order = np.argsort(old == new, kind="stable")[:NUM_EXAMPLES]
+    low, high = float(inputs.min()), float(inputs.max())
+    return [
+        {
+            "png": _png((inputs[at] - low) / max(high - low, 1e-9)),
+            "label": task.labels[int(targets[at])],
+            "before": task.labels[int(old[at])],
+            "after": task.labels[int(new[at])],
+        }
+        for at in order
+    ]
+
+
+def _png(picture: np.ndarray) -> str:
+    """[C, H, W] in 0 ... 1 -> base64 of a PNG."""
+    levels = (picture.transpose(1, 2, 0) * 255).round().astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def steps(
+    names: Sequence[str],
+    metrics: Mapping[str, float],
+    seconds: Mapping[str, float],
+    trials: Sequence[Trial],
+    *,
+    runtime: str,
+) -> tuple[dict[str, Any], ...]:
+    """What each step of the chosen recipe cost and gained; `names` are the recipes up to each step, in order.
+
+    Latency and size are of the step's own file in the chosen runtime, where one was measured.
+    """
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        own = [trial for trial in trials if trial.recipe == name and trial.runtime == runtime]
+        named = {m.quantity: m.value for m in own[0].measurements} if own else {}
+        rows.append(
+            {
+                "step": name.rpartition(" + ")[2],
+                "metric": metrics.get(name),
+                "latency_ms": named.get("latency_ms"),
+                "size_bytes": named.get("size_bytes"),
+                "seconds": seconds.get(name, 0.0),
+            }
+        )
+    return tuple(rows)

@@ -1,0 +1,403 @@
+"""The report: one HTML page, complete in itself, that shows the verdict, what it rests on and how to repeat it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib import resources
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from trimtab.measure.stats import NOUN
+from trimtab.report import words
+from trimtab.report.usage import usage_python, usage_shell
+
+Evidence = Mapping[str, Any]
+ROLES = {"reference": "as it came", "best_free": "best free baseline", "chosen": "chosen"}
+
+
+def page(evidence: Evidence) -> str:
+    """The report as one self-contained HTML page that makes no request of any kind.
+
+    Args:
+        evidence: format 1, as `trimtab.report.evidence.assemble` makes it. Parts that are empty are left out.
+    """
+    from plotly.offline import get_plotlyjs
+
+    plotly = get_plotlyjs()
+    assert "</script" not in plotly.lower(), "plotly.js would end its own script element"
+    sections = (_verdict, _rows, _tradeoff, _steps, _spread, _examples, _skipped, _trials, _machine, _reproduce)
+    return Template(_part("page.html")).substitute(
+        title=escape(f"{evidence['verdict']['word']}: {evidence['task']['name']} - trimtab"),
+        version=escape(str(evidence["trimtab"])),
+        task=escape(f"{evidence['task']['name']} on {_target(evidence)}"),
+        css=_part("page.css"),
+        js=_part("page.js"),
+        plotly=plotly,
+        data=_inline_json(_plot_data(evidence)),
+        body="\n".join(filter(None, (section(evidence) for section in sections))),
+    )
+
+
+def _part(name: str) -> str:
+    return resources.files("trimtab.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _inline_json(value: Any) -> str:
+    """JSON that no text in it can break out of a script element."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _section(name: str, title: str, content: str, note: str = "") -> str:
+    below = f'<p class="note">{escape(note)}</p>' if note else ""
+    return (
+        f'<section class="card" aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>{below}{content}</section>'
+    )
+
+
+def _table(headers: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], *, caption: str) -> str:
+    """A table that turns into a list of cards on a phone; cells are HTML, the first of a row is its header."""
+    head = "".join(f'<th scope="col" role="columnheader">{escape(header)}</th>' for header in headers)
+    body = "".join(f'<tr role="row" class="{css}">{_cells(headers, cells)}</tr>' for css, cells in rows)
+    return (
+        f'<table class="table" role="table" aria-label="{escape(caption)}"><thead role="rowgroup"><tr role="row">{head}'
+        f'</tr></thead><tbody role="rowgroup">{body}</tbody></table>'
+    )
+
+
+def _cells(headers: Sequence[str], cells: Sequence[str]) -> str:
+    first = f'<th scope="row" role="rowheader">{cells[0]}</th>'
+    rest = (
+        f'<td role="cell" data-label="{escape(header)}"{"" if cell else " class=empty"}><div>{cell}</div></td>'
+        for header, cell in zip(headers[1:], cells[1:], strict=True)
+    )
+    return first + "".join(rest)
+
+
+def _badge(word: str) -> str:
+    return f'<span class="badge {escape(word)}">{escape(word)}</span>'
+
+
+def _small(text: str) -> str:
+    return f"<small>{escape(text)}</small>"
+
+
+def _target(evidence: Evidence) -> str:
+    target = evidence["target"]
+    threads = "1 thread" if target["threads"] == 1 else f"{target['threads']} threads"
+    return f"{target['device']}, batch size {target['batch_size']}, {threads}"
+
+
+def _verdict(evidence: Evidence) -> str:
+    verdict, percent = evidence["verdict"], words.is_fraction(evidence)
+    word, gain, drop = verdict["word"], verdict["gain"], verdict["drop"]
+    why = "" if word == "PASS" else f'<p class="callout {escape(word)}">{escape(verdict["reason"])}</p>'
+    rows = {row["role"]: row for row in evidence["rows"]}
+    tiles = [
+        (words.factor(gain["value"]), f"vs best free baseline [{gain['low']:.2f}, {gain['high']:.2f}]"),
+        (
+            words.change(drop["diff"], percent=percent),
+            f"{_points(evidence)} {words.interval(drop['low'], drop['high'], percent=percent)}",
+        ),
+    ]
+    if {"reference", "chosen"} <= rows.keys():
+        old, new = rows["reference"], rows["chosen"]
+        for key, label in (("latency", "latency vs the model as it came"), ("size", "on disk vs the model as it came")):
+            tiles.append((words.factor(old[key]["value"] / new[key]["value"]), label))
+    items = "".join(f"<li><b>{escape(value)}</b><span>{escape(label)}</span></li>" for value, label in tiles)
+    return (
+        f'<section class="verdict" aria-labelledby="verdict">{_badge(word)}<h1 id="verdict">'
+        f'{escape(words.headline(evidence))}</h1><p class="lead" id="sentence">{escape(words.sentence(evidence))}</p>'
+        f'{why}<ul class="tiles">{items}</ul></section>'
+    )
+
+
+def _points(evidence: Evidence) -> str:
+    return f"points of {evidence['task']['metric']}" if words.is_fraction(evidence) else str(evidence["task"]["metric"])
+
+
+def _rows(evidence: Evidence) -> str:
+    percent, task = words.is_fraction(evidence), evidence["task"]
+    headers = ("", task["metric"], f"latency p50 (bs {evidence['target']['batch_size']})", "size", "peak memory")
+    rows = []
+    for row in evidence["rows"]:
+        within = row["metric_low"] is not None and row["metric_high"] is not None
+        span = words.interval(row["metric_low"], row["metric_high"], percent=percent) if within else ""
+        latency = row["latency"]
+        cells = [
+            f"{escape(row['name'])}{_small(ROLES.get(row['role'], row['role']))}",
+            escape(words.metric(row["metric"], percent=percent)) + (_small(span) if span else ""),
+            escape(words.milliseconds(latency["value"]))
+            + _small(f"[{words.significant(latency['low'])}, {words.significant(latency['high'])}]"),
+            escape(words.size(row["size"]["value"])),
+            escape(words.size(row["memory"]["value"])),
+            escape(words.times(row["gain"])),
+            _badge(row["word"]) if row["word"] else "",
+        ]
+        rows.append(("main" if row["role"] == "chosen" else "", cells))
+    note = (
+        f"Measured on {task['num_verify']:,} verify samples, opened once, and on the exported files in fresh "
+        "processes, in turns. In brackets: the interval of the difference to the model as it came, and of the latency."
+    )
+    return _section(
+        "result",
+        "Result",
+        _table((*headers, "vs best free", "verdict"), rows, caption="The result in three rows"),
+        note,
+    )
+
+
+def _tradeoff(evidence: Evidence) -> str:
+    if not _points_of(evidence):
+        return ""
+    metric = evidence["task"]["metric"]
+    label = f"{metric} against latency of every candidate; the table All candidates below holds the same figures."
+    return _section(
+        "trade-off",
+        f"Latency against {metric}",
+        f'<figure><div class="plot" id="tradeoff" role="img" aria-label="{escape(label)}"></div><figcaption>'
+        f"Every candidate that was built, exported and measured, on the {evidence['task']['num_select']:,} select "
+        "samples. Up and left is better. Bars: 95 % interval of the latency, and the interval of the difference to "
+        "the model as it came.</figcaption></figure>",
+    )
+
+
+def _steps(evidence: Evidence) -> str:
+    if not evidence["steps"]:
+        return ""
+    percent, metric = words.is_fraction(evidence), evidence["task"]["metric"]
+    slowest = max((step["latency_ms"] or 0 for step in evidence["steps"]), default=0) or 1
+    rows, before = [], None
+    for step in evidence["steps"]:
+        latency = step["latency_ms"]
+        bar = f'<span class="bar" style="width:{100 * (latency or 0) / slowest:.0f}%" aria-hidden="true"></span>'
+        cells = [
+            escape(step["step"]),
+            escape(words.metric(step["metric"], percent=percent)) + _step_change(step, before, percent=percent),
+            escape(words.milliseconds(latency)) + _step_times(step, before, "latency_ms") + (bar if latency else ""),
+            escape(words.size(step["size_bytes"])) + _step_times(step, before, "size_bytes"),
+            escape(words.duration(step["seconds"])),
+        ]
+        rows.append(("", cells))
+        before = step
+    headers = ("step", metric, "latency", "size", "took")
+    return _section(
+        "steps",
+        "What each step cost and gained",
+        _table(headers, rows, caption="What each step cost and gained"),
+        "Measured on select after each step of the chosen recipe, each compared with the step before it.",
+    )
+
+
+def _step_change(step: Evidence, before: Evidence | None, *, percent: bool) -> str:
+    if before is None or step["metric"] is None or before["metric"] is None:
+        return ""
+    diff = step["metric"] - before["metric"]
+    css = _css(diff, least=0.0005 if percent else 1e-9)
+    return f'<span class="{css}">{escape(words.change(diff, percent=percent))}</span>'
+
+
+def _step_times(step: Evidence, before: Evidence | None, key: str) -> str:
+    if before is None or not step[key] or not before[key]:
+        return ""
+    ratio = before[key] / step[key]
+    return f'<span class="{_css(ratio - 1, least=0.015)}">{escape(words.factor(ratio))}</span>'
+
+
+def _css(better: float, *, least: float) -> str:
+    return "same" if abs(better) < least else "better" if better > 0 else "worse"
+
+
+def _spread(evidence: Evidence) -> str:
+    samples = evidence["latency_samples"]
+    if not samples:
+        return ""
+    names = {row["role"]: row["name"] for row in evidence["rows"]}
+    rows = []
+    for role, values in samples.items():
+        cells = [escape(names.get(role, role))]
+        cells += [escape(words.milliseconds(float(np.percentile(values, q)))) for q in (50, 95, 99)]
+        rows.append(("main" if role == "chosen" else "", [*cells, f"{len(values):,}"]))
+    headers = ("", "p50", "p95", "p99", "samples")
+    return _section(
+        "latencies",
+        "Every latency that was measured",
+        '<figure><div class="plot low" id="spread" role="img" aria-label="Box plot of the latencies in the table '
+        f'below"></div></figure>{_table(headers, rows, caption="Latency percentiles")}',
+        "In turns, after warm-up, nothing dropped.",
+    )
+
+
+def _examples(evidence: Evidence) -> str:
+    examples = evidence["examples"]
+    if not examples:
+        return ""
+    ordered = sorted(examples, key=lambda example: example["before"] == example["after"])
+    changed = sum(example["before"] != example["after"] for example in examples)
+    return _section(
+        "examples",
+        "Answers before and after",
+        f'<ul class="grid">{"".join(map(_example, ordered))}</ul>',
+        f"Verify samples with the answers of the model as it came and of the chosen one. {changed} of the "
+        f"{len(examples)} shown changed; those come first, so this is no fair sample of all.",
+    )
+
+
+def _example(example: Mapping[str, str]) -> str:
+    label, before, after = example["label"], example["before"], example["after"]
+    kind, tag, css = ("", "", "")
+    if before != after:
+        kind, tag, css = ("mended", "now right", "PASS") if after == label else ("broken", "now wrong", "FAIL")
+        if label not in (before, after):
+            kind, tag, css = "other", "still wrong", "INCONCLUSIVE"
+    mark = f'<span class="tag {css}">{tag}</span><br>' if tag else ""
+    answer = f"{before} \N{RIGHTWARDS ARROW} {after}" if tag else after
+    truth = f"it is: {label}" if label not in (before, after) or tag else "right"
+    return (
+        f'<li class="{"changed " + kind if tag else "same"}">'
+        f'<img src="data:image/png;base64,{escape(example["png"])}" alt="{escape(label)}" width="28" height="28">'
+        f'<p>{mark}{escape(answer)}<span class="truth">{escape(truth)}</span></p></li>'
+    )
+
+
+def _skipped(evidence: Evidence) -> str:
+    items = "".join(
+        f"<li>{escape(skip['what'])}<span>{escape(skip['why'])}</span></li>" for skip in evidence["skipped"]
+    )
+    return items and _section("skipped", "What was left out, and why", f'<ul class="skips">{items}</ul>')
+
+
+def _trials(evidence: Evidence) -> str:
+    if not evidence["trials"]:
+        return ""
+    percent = words.is_fraction(evidence)
+    rows = []
+    for trial in evidence["trials"]:
+        named = {m["quantity"]: m["value"] for m in trial["measurements"]}
+        select = trial["select"]
+        cells = [
+            escape(trial["candidate"]) + (_small("free baseline") if trial["free"] else ""),
+            escape(words.metric(select["candidate"], percent=percent))
+            + _small(words.interval(select["low"], select["high"], percent=percent)),
+            escape(words.milliseconds(named.get("latency_ms"))),
+            escape(words.size(named.get("size_bytes"))),
+            escape(words.times(trial["gain"])),
+            escape(words.duration(trial["seconds"])),
+        ]
+        rows.append(("main" if trial["candidate"] == _chosen(evidence) else "", cells))
+    headers = ("candidate", f"{evidence['task']['metric']} on select", "latency", "size", "vs best free", "took")
+    table = _table(headers, rows, caption="All candidates")
+    return _section("trials", "All candidates", f"<details><summary>Show all {len(rows)}</summary>{table}</details>")
+
+
+def _chosen(evidence: Evidence) -> str | None:
+    return next((row["name"] for row in evidence["rows"] if row["role"] == "chosen"), None)
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    pairs = ((name, ", ".join(map(str, value)) if isinstance(value, list) else value) for name, value in facts.items())
+    return "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in pairs)
+
+
+def _machine(evidence: Evidence) -> str:
+    machine = {
+        ("memory" if key == "memory_bytes" else key): (words.size(value) if key == "memory_bytes" else value)
+        for key, value in evidence["machine"].items()
+        if value not in (None, [], "")
+    }
+    return (
+        '<div class="two">'
+        + _section("machine", "Machine", f'<dl class="facts">{_facts(machine)}</dl>')
+        + _section("versions", "Versions", f'<dl class="facts">{_facts(evidence["versions"])}</dl>')
+        + "</div>"
+    )
+
+
+def _reproduce(evidence: Evidence) -> str:
+    paths, reproduce = evidence["paths"], evidence["reproduce"]
+    sample = f"{paths['artifact']}/sample.npy"
+    blocks = (
+        ("Make it again", f"{reproduce['command']}    # seed {reproduce['seed']}"),
+        ("Use it from Python", usage_python(paths["artifact"], sample)),
+        ("Use it from the shell", usage_shell(paths["artifact"], sample)),
+    )
+    code = "".join(f"<h3>{title}</h3><pre><code>{escape(text)}</code></pre>" for title, text in blocks)
+    goal, drop, task = evidence["goal"], evidence["verdict"]["drop"], evidence["task"]
+    allowed = (
+        f"keep {100 * goal['keep']:.4g} % of the {task['metric']}"
+        if goal["drop"] is None
+        else f"lose at most {goal['drop']:g} of the {task['metric']}"
+    )
+    how = {
+        "goal": f"least {NOUN[goal['minimise']]}, {allowed}",
+        "target": _target(evidence),
+        "data": f"{task['num_train']:,} train, {task['num_select']:,} select, {task['num_verify']:,} verify",
+        "test": f"{drop['method']}, paired, {100 * drop['confidence']:g} % one-sided",
+        **paths,
+    }
+    return _section(
+        "reproduce", "Use and reproduce", f'{code}<h3>How it was judged</h3><dl class="facts">{_facts(how)}</dl>'
+    )
+
+
+def _points_of(evidence: Evidence) -> list[dict[str, Any]]:
+    percent, chosen = words.is_fraction(evidence), _chosen(evidence)
+    best_free = next((row["name"] for row in evidence["rows"] if row["role"] == "best_free"), None)
+    scale, points = (100 if percent else 1), []
+    for trial in evidence["trials"]:
+        latency = next((m for m in trial["measurements"] if m["quantity"] == "latency_ms"), None)
+        if latency is None:
+            continue
+        select = trial["select"]
+        kind = "chosen" if trial["candidate"] == chosen else "free" if trial["free"] else "tried"
+        points.append(
+            {
+                "kind": kind,
+                "label": "chosen" if kind == "chosen" else "best free" if trial["candidate"] == best_free else "",
+                "x": latency["value"],
+                "x_low": latency["low"],
+                "x_high": latency["high"],
+                "y": scale * select["candidate"],
+                "y_low": scale * (select["baseline"] + select["low"]),
+                "y_high": scale * (select["baseline"] + select["high"]),
+                "text": f"<b>{escape(trial['candidate'])}</b><br>"
+                f"{escape(words.metric(select['candidate'], percent=percent))}, "
+                f"{escape(words.milliseconds(latency['value']))}, {escape(words.times(trial['gain']))} vs best free",
+            }
+        )
+    return points
+
+
+def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of (latency, metric) that no other beats in both, fastest first.
+
+    >>> pareto([(2.0, 90.0), (1.0, 80.0), (3.0, 85.0), (1.0, 70.0)])
+    [(1.0, 80.0), (2.0, 90.0)]
+    """
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front
+
+
+def _plot_data(evidence: Evidence) -> dict[str, Any]:
+    points, percent = _points_of(evidence), words.is_fraction(evidence)
+    drop = evidence["trials"][0]["select"] if evidence["trials"] else evidence["verdict"]["drop"]
+    return {
+        "percent": percent,
+        "points": points,
+        "front": pareto((point["x"], point["y"]) for point in points),
+        "allowed": (100 if percent else 1) * (drop["baseline"] - drop["margin"]),
+        "x_title": "latency p50, ms (log scale)",
+        "y_title": f"{evidence['task']['metric']} on select",
+        "samples": [
+            {"role": role, "name": ROLES.get(role, role), "ms": [round(value, 5) for value in values]}
+            for role, values in evidence["latency_samples"].items()
+            if values
+        ],
+    }

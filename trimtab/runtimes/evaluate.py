@@ -1,0 +1,123 @@
+"""One candidate in its runtime: exported, checked against its graph, asked for answers, raced against others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch.fx import GraphModule
+
+from trimtab.core import Measurement, Precision, Ratio, Target
+from trimtab.errors import RuntimeMissing
+from trimtab.measure.size import size_bytes
+from trimtab.measure.speed import Timing, interleave, latency
+from trimtab.measure.stats import gain
+from trimtab.runtimes import RUNTIMES, find_runtime
+from trimtab.runtimes.base import Runtime
+from trimtab.runtimes.check import require_agreement
+from trimtab.runtimes.process import Served
+
+CHECKED_SAMPLES = 32
+CHUNK = 100
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A runtime's file, in its folder."""
+
+    runtime: str
+    precision: Precision
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Raced:
+    """What a race showed of one contestant: its latencies, and the memory its process held at most."""
+
+    timing: Timing
+    peak_bytes: int
+
+
+def export_checked(
+    graph: GraphModule,
+    runtime: Runtime,
+    folder: Path,
+    *,
+    precision: Precision,
+    inputs: tuple[np.ndarray, ...],
+    target: Target,
+) -> None:
+    """Write the runtime's file into `folder`, and refuse it unless a fresh process gives the graph's own answers.
+
+    Raises:
+        RuntimeFailed: the export failed, or the answers differ by more than the precision explains.
+    """
+    runtime.export(graph, folder, precision=precision, batch_size=target.batch_size, threads=target.threads)
+    require_agreement(graph, runtime, folder, precision=precision, inputs=tuple(x[:CHECKED_SAMPLES] for x in inputs))
+
+
+def answers(exported: Exported, inputs: tuple[np.ndarray, ...], *, target: Target) -> np.ndarray:
+    """The answers of the file, in a fresh process: [N, ...]."""
+    with _serve(exported, target) as served:
+        return served.run(inputs, batch_size=CHUNK)
+
+
+def race(
+    contestants: Mapping[str, Exported],
+    example: tuple[np.ndarray, ...],
+    *,
+    target: Target,
+    rounds: int,
+    report: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Raced]:
+    """Time all contestants in turn, each in its own fresh process, on one batch of the target's size."""
+    with ExitStack() as stack:
+        served = {name: stack.enter_context(_serve(exported, target)) for name, exported in contestants.items()}
+        for process in served.values():
+            process.set_example(tuple(x[: target.batch_size] for x in example))
+        timings = interleave({name: process.time for name, process in served.items()}, rounds=rounds, report=report)
+        return {name: Raced(timings[name], process.peak_bytes()) for name, process in served.items()}
+
+
+def _serve(exported: Exported, target: Target) -> Served:
+    return Served(exported.runtime, exported.folder, precision=exported.precision, threads=target.threads)
+
+
+def measurements(raced: Raced, exported: Exported) -> tuple[Measurement, ...]:
+    """Latency, size of the file on disk, peak memory of the serving process."""
+    size = float(size_bytes(exported.folder))
+    return (
+        latency(raced.timing),
+        Measurement("size_bytes", size, "B", 1, size, size),
+        Measurement("memory_bytes", float(raced.peak_bytes), "B", 1, float(raced.peak_bytes), float(raced.peak_bytes)),
+    )
+
+
+def gain_over(baseline: Raced, candidate: Raced, *, files: tuple[Exported, Exported], minimise: str) -> Ratio:
+    """How many times less of what the goal minimises the candidate takes; `files` are the baseline's and its own."""
+    if minimise == "latency_ms":
+        return gain(np.array(baseline.timing.block_medians), np.array(candidate.timing.block_medians))
+    if minimise == "size_bytes":
+        value = size_bytes(files[0].folder) / size_bytes(files[1].folder)
+    else:
+        value = baseline.peak_bytes / candidate.peak_bytes
+    return Ratio(value, value, value, 1)
+
+
+def usable(target: Target) -> dict[str, Runtime]:
+    """The runtimes that the target allows and this machine has.
+
+    Raises:
+        RuntimeMissing: the target names one that is not installed.
+        GoalError: the target names one that does not exist.
+    """
+    if target.runtimes is None:
+        return {name: runtime for name, runtime in RUNTIMES.items() if runtime.missing() is None}
+    chosen = {name: find_runtime(name) for name in target.runtimes}
+    for runtime in chosen.values():
+        if missing := runtime.missing():
+            raise RuntimeMissing(missing)
+    return chosen

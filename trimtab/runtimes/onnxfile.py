@@ -1,0 +1,130 @@
+"""A graph as one ONNX file: opset 20, dynamic batch, int8 weights stored as int8.
+
+PyTorch's exporter writes our quantize operations as QuantizeLinear and DequantizeLinear already. Three things are
+mended afterwards: biases of quantized layers become int32 (without that ONNX Runtime leaves the last layer in fp32),
+global means become GlobalAveragePool (which has an int8 kernel, and keeps blocked layouts), and the exporter's
+notes (source lines and paths of this machine, a third of a small file) go.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trimtab.runtimes.base import exported_program, quiet
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from torch.fx import GraphModule
+
+OPSET = 20
+INT32_MAX = 2**31 - 1
+SAME_SCALE = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "MaxPool")
+
+
+def missing_exporter() -> str | None:
+    """What writing ONNX needs and does not find, with the command, or None."""
+    lacking = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    return f"Writing ONNX needs {' and '.join(lacking)}: pip install {' '.join(lacking)}" if lacking else None
+
+
+def onnx_model(graph: GraphModule) -> ModelProto:
+    """The graph in ONNX, as runtimes like it best."""
+    import torch
+
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            exported_program(graph, batch_size=None), dynamo=True, opset_version=OPSET, verbose=False
+        )
+    assert program is not None, "torch.onnx.export with dynamo returns a program"
+    model = program.model_proto
+    integer_biases_(model.graph)
+    global_pools_(model.graph)
+    strip_notes_(model)
+    return model
+
+
+def integer_biases_(graph: GraphProto) -> None:
+    """Store each quantized layer's fp32 bias as int32, in units of (input scale * weight scale) per channel."""
+    from onnx import helper
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        tensors = _integer_bias(node, makers, constants)
+        if tensors:
+            graph.initializer.extend(tensors)
+            name = f"{node.output[0]}_bias"
+            nodes.append(helper.make_node("DequantizeLinear", [t.name for t in tensors], [name], axis=0))
+            node.input[2] = name
+        nodes.append(node)
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    drop_unused_(graph)
+
+
+def _integer_bias(
+    node: NodeProto, makers: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]
+) -> list[TensorProto]:
+    """The bias as integers and its scales (zero point 0 goes without saying); nothing for a floating layer."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
+        return []
+    x, w = makers.get(node.input[0]), makers.get(node.input[1])
+    while x is not None and x.op_type in SAME_SCALE:
+        x = makers.get(x.input[0])
+    if x is None or w is None or {x.op_type, w.op_type} != {"DequantizeLinear"} or node.input[2] not in constants:
+        return []
+    if w.input[0] not in constants or any(a.name in ("alpha", "beta") and a.f != 1 for a in node.attribute):
+        return []
+    bias = numpy_helper.to_array(constants[node.input[2]])
+    scale = numpy_helper.to_array(constants[x.input[1]]) * numpy_helper.to_array(constants[w.input[1]])
+    scale = np.broadcast_to(scale, bias.shape).astype(np.float32)
+    if np.any(np.abs(bias / scale) > INT32_MAX):
+        return []
+    values = {"int32": np.rint(bias / scale).astype(np.int32), "scale": scale}
+    return [numpy_helper.from_array(value, f"{node.output[0]}_bias_{key}") for key, value in values.items()]
+
+
+def global_pools_(graph: GraphProto) -> None:
+    """Write a mean over height and width, dims kept, as the GlobalAveragePool that it is."""
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    values = (*graph.value_info, *graph.input)
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in constants:
+            continue
+        axes = {int(axis) % 4 for axis in numpy_helper.to_array(constants[node.input[1]])}
+        keeps = all(attribute.i == 1 for attribute in node.attribute if attribute.name == "keepdims")
+        if ranks.get(node.input[0]) == 4 and axes == {2, 3} and keeps:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:]
+            del node.attribute[:]
+    drop_unused_(graph)
+
+
+def drop_unused_(graph: GraphProto) -> None:
+    """Remove the constants that nothing reads."""
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    copies = [type(tensor).FromString(tensor.SerializeToString()) for tensor in kept]
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+
+
+def strip_notes_(model: ModelProto) -> None:
+    """Remove the exporter's notes from every node and value."""
+    parts: list[Any] = [model, model.graph, *model.graph.node, *model.graph.initializer]
+    parts += [*model.graph.input, *model.graph.output]
+    for part in parts:
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+    # Runtimes infer the shapes between again.
+    del model.graph.value_info[:]

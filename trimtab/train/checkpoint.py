@@ -1,0 +1,136 @@
+"""Checkpoints: one safetensors file, whole or absent, that knows its own hash and what it belongs to.
+
+The header's metadata holds `note`, JSON of the step and of what the run is made of (`identity`), and `sha256` over
+that and all tensors. All randomness of a step is seeded by its number (see loop.py), so no generator state is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trimtab.errors import RunError
+from trimtab.files import write_atomic
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `step` steps; `identity` says of which model, data and settings."""
+
+    step: int
+    precision: str
+    identity: dict[str, str]
+    tensors: dict[str, Tensor]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write it, atomically.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    note = json.dumps(
+        {"step": checkpoint.step, "precision": checkpoint.precision, "identity": checkpoint.identity}, sort_keys=True
+    )
+    metadata = {"format": "trimtab checkpoint 1", "note": note, "sha256": _hash(note, checkpoint.tensors)}
+    write_atomic(path, save(checkpoint.tensors, metadata=metadata))
+
+
+def load_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
+    """Read it, if it is whole and of this run.
+
+    Raises:
+        RunError: it is damaged, or of another model, data or settings: names the difference.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (safetensors.SafetensorError, OSError) as error:
+        raise RunError(_damaged(path, str(error))) from error
+    note = metadata.get("note", "")
+    if metadata.get("sha256") != _hash(note, tensors):
+        raise RunError(_damaged(path, "its content does not match its hash"))
+    value: dict[str, Any] = json.loads(note)
+    _refuse_other(path, value["identity"], identity)
+    return Checkpoint(value["step"], value["precision"], value["identity"], tensors)
+
+
+def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Copies of the model's parameters and buffers and of the optimizer's state, by name."""
+    tensors = {f"model.{name}": tensor for name, tensor in _named(model).items()}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state.get(parameter, {})
+        tensors |= {f"optimizer.{key}.{name}": tensor for key, tensor in state.items()}
+    return {name: _copied(tensor) for name, tensor in tensors.items()}
+
+
+def restore_(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `tensors_of` took, into the very tensors that are there."""
+    with torch.no_grad():
+        for name, tensor in _named(model).items():
+            tensor.copy_(tensors[f"model.{name}"])
+    parameters = dict(model.named_parameters())
+    for full, tensor in tensors.items():
+        kind, _, rest = full.partition(".")
+        if kind == "optimizer":
+            key, _, name = rest.partition(".")
+            like = parameters[name] if tensor.shape == parameters[name].shape else tensor
+            optimizer.state[parameters[name]][key] = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def describe_model(model: nn.Module) -> dict[str, str]:
+    """What a checkpoint must share with a model: its tensors' shapes, and the values it begins from."""
+    tensors = {name: _copied(tensor) for name, tensor in _named(model).items()}
+    shapes = "; ".join(f"{name} {list(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(tensors.items()))
+    return {"model": shapes, "first weights": _hash("", tensors)}
+
+
+def _named(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _hash(note: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(note.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, why: str) -> str:
+    return f"The checkpoint {path} is damaged: {why}. Delete it to train from the beginning."
+
+
+def _refuse_other(path: Path, was: dict[str, str], now: dict[str, str]) -> None:
+    for key in now:
+        if was.get(key) != now[key]:
+            before, after = _difference(was.get(key, "nothing"), now[key])
+            raise RunError(
+                f"The checkpoint {path} is of another run: its {key} is {before}, and now it is {after}. "
+                "Give the arguments it was made with, or another file, or delete it to train from the beginning."
+            )
+
+
+def _difference(was: str, now: str) -> tuple[str, str]:
+    """The first entries that differ, where both are lists of entries; else the two."""
+    before, after = was.split("; "), now.split("; ")
+    for place in range(max(len(before), len(after))):
+        pair = [entries[place] if place < len(entries) else "absent" for entries in (before, after)]
+        if pair[0] != pair[1]:
+            return pair[0], pair[1]
+    return was, now
