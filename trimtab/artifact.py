@@ -1,6 +1,7 @@
 """The folder that ships: the runtime's file, the graph and its weights, plans, evidence, and a hash of every byte.
 
     manifest.json          name, runtime, precision, inputs, labels, the SHA-256 of every other file and of itself
+    sample.npy             a few inputs to try it with
     evidence.json          recipe, measurements, verdict, outcomes per sample, machine, versions
     plans.json             what each method decided
     graph.json, weights.safetensors
@@ -25,7 +26,7 @@ import numpy as np
 
 from trimtab.core import Artifact, Precision, Target, Verdict
 from trimtab.errors import ArtifactError, RuntimeMissing
-from trimtab.files import read_json, sha256, write_json
+from trimtab.files import read_json, sha256, write_array, write_json
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -48,7 +49,13 @@ class Parts:
     runtime_folder: Path
     graph_folder: Path
     plans: list[dict[str, Any]]
+    samples: tuple[np.ndarray, ...]
     evidence: Mapping[str, Any]
+
+
+def sample_name(place: int) -> str:
+    """The file that holds a few samples of the model's input `place`."""
+    return f"sample{place or ''}.npy"
 
 
 def save_artifact(folder: Path, parts: Parts) -> None:
@@ -59,6 +66,8 @@ def save_artifact(folder: Path, parts: Parts) -> None:
     shutil.copytree(parts.runtime_folder, folder / RUNTIME_FOLDER)
     for file in (GRAPH_FILE, WEIGHTS_FILE):
         shutil.copy2(parts.graph_folder / file, folder / file)
+    for place, x in enumerate(parts.samples):
+        write_array(folder / sample_name(place), x)
     write_json(folder / PLANS_FILE, parts.plans)
     write_json(folder / EVIDENCE_FILE, parts.evidence)
     manifest = {

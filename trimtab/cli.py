@@ -91,7 +91,7 @@ def run(
     """Run an artifact on arrays, from the file that ships and in its runtime; every byte is checked first.
 
     Example:
-      trimtab run runs/fashion/artifact --input runs/fashion/sample.npy
+      trimtab run runs/fashion/artifact --input runs/fashion/artifact/sample.npy
     """
     from trimtab.pipeline import run as run_artifact
 

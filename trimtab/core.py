@@ -235,7 +235,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A number that was measured: the median of n, and the interval that holds it (95 %, bootstrap)."""
+    """A number that was measured: the median of n, and the interval that holds it (95 %, order statistics of blocks)."""
 
     quantity: str
     value: float

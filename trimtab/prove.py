@@ -10,7 +10,7 @@ from trimtab.artifact import Parts, save_artifact
 from trimtab.attempt import Job, Tried, exported
 from trimtab.compress.build import Built
 from trimtab.core import Recipe, Trial
-from trimtab.files import write_array, write_atomic
+from trimtab.files import write_atomic
 from trimtab.measure.stats import judge
 from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE, Contender, Story, assemble, steps
 from trimtab.report.html import page
@@ -19,7 +19,6 @@ from trimtab.runtimes.trial import FREE, arrays, held_against, scores
 from trimtab.search.space import best_free
 
 FINAL_ROUNDS = 24
-SAMPLE_FILE = "sample.npy"
 REPORT_FILE = "report.html"
 NUM_SAMPLE = 5
 REFERENCE_IN = ("eager", "fp32")
@@ -86,8 +85,6 @@ def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> St
 def ship(job: Job, original: Built, ended: list[Tried], choice: Trial, proof: dict[str, Any]) -> None:
     """Write report, sample input and, last, the artifact."""
     tried = next((tried for tried in ended if tried.recipe.name == choice.recipe), None)
-    for place, x in enumerate(arrays(job.task.select.batch(slice(0, NUM_SAMPLE)))):
-        write_array(job.held.folder / (SAMPLE_FILE if place == 0 else f"sample{place}.npy"), x)
     write_atomic(job.held.folder / REPORT_FILE, page(proof).encode())
     parts = Parts(
         name=choice.candidate,
@@ -97,6 +94,7 @@ def ship(job: Job, original: Built, ended: list[Tried], choice: Trial, proof: di
         runtime_folder=exported(job, choice).folder,
         graph_folder=tried.folder if tried and tried.folder else original.folder,
         plans=cattrs.unstructure(tried.stages if tried else ()),
+        samples=arrays(job.task.select.batch(slice(0, NUM_SAMPLE))),
         evidence=proof,
     )
     job.held.once_folder("artifact", lambda folder: save_artifact(folder, parts))

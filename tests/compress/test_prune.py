@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 
 import cattrs
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from tests.graph.test_dims import Forward
 from tests.nets import NETS, net
@@ -17,9 +20,14 @@ from trimtab.graph.capture import capture
 from trimtab.graph.dims import groups
 
 
-def graph_of(name: str):
+@functools.cache
+def captured(name: str) -> tuple[GraphModule, Tensor]:
     module, x = net(name)
     return capture(module, (x,)), x
+
+
+def graph_of(name: str) -> tuple[GraphModule, Tensor]:
+    return copy.deepcopy(captured(name))
 
 
 def test_names_itself() -> None:
@@ -83,8 +91,6 @@ def test_widths_are_rounded_where_there_is_room() -> None:
 
 def test_what_rounding_leaves_whole_is_listed() -> None:
     graph, _ = graph_of("mlp")
-    plan = Prune(0.15).plan(graph)
-    assert [one.group for one in plan.cuts] == ["layers.0"] or plan.skipped
     plan = Prune(0.2, round_to=12).plan(graph)
     assert "layers.3 (24)" in [skip.what for skip in plan.skipped if "leaves it whole" in skip.why]
 

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from tests.nets import NETS, net
 from torch import Tensor, nn
 
+from tests.nets import NETS, net
 from trimtab.errors import CaptureError
 from trimtab.graph.capture import capture
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.graph.test_capture import Tied
 from tests.nets import NETS, net
-
 from trimtab.errors import ArtifactError
 from trimtab.graph.capture import capture
 from trimtab.graph.modes import frozen_modes

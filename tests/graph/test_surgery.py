@@ -199,7 +199,7 @@ LAYERS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=20, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=12, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     layers=LAYERS, width=st.sampled_from([4, 8]), flatten=st.booleans(), hidden=st.sampled_from([5, 8]), data=st.data()
 )

@@ -32,6 +32,15 @@ TRIALS: list[tuple[str, str, str, float, float, int, float]] = [
     ("prune .7 + distill + int8", "openvino", "int8", 0.8845, 0.154, 58_200, 29.8),
 ]
 CHOSEN, BEST_FREE = 12, 4
+MACHINE = {
+    "cpu": "AMD EPYC 9B14",
+    "architecture": "x86_64",
+    "cores": 2,
+    "features": ["avx2", "avx512f", "avx512_vnni", "avx512_bf16"],
+    "memory_bytes": 25_276_514_304,
+    "os": "Linux-6.18.44-x86_64-with-glibc2.36",
+    "python": "3.11.7",
+}
 
 
 def measurement(quantity: str, value: float, unit: str, spread: float = 0.0, n: int = 1) -> Evidence:
@@ -153,15 +162,7 @@ def evidence() -> Evidence:
         },
         "target": {"device": "cpu", "runtimes": None, "batch_size": 1, "threads": 1},
         "goal": {"minimise": "latency_ms", "keep": 0.99, "drop": None, "confidence": 0.95, "minutes": None},
-        "machine": {
-            "cpu": "AMD EPYC 9B14",
-            "architecture": "x86_64",
-            "cores": 2,
-            "features": ["avx2", "avx512f", "avx512_vnni", "avx512_bf16"],
-            "memory_bytes": 25_276_514_304,
-            "os": "Linux-6.18.44-x86_64-with-glibc2.36",
-            "python": "3.11.7",
-        },
+        "machine": MACHINE,
         "versions": {"trimtab": "0.1.0", "torch": "2.13.0+cpu", "onnxruntime": "1.32.0", "openvino": "2026.4.1"},
         "verdict": {
             "word": "PASS",

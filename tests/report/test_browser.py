@@ -28,6 +28,11 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+OUTSIDE_THEIR_CARD = """
+return [...document.querySelectorAll('section.card *')]
+  .filter((part) => part.getBoundingClientRect().right > part.closest('section').getBoundingClientRect().right + 1)
+  .map((part) => part.tagName + ' ' + part.textContent.slice(0, 40));
+"""
 VIEWS = {"light": (1200, "light"), "dark": (1200, "dark"), "phone": (360, "light")}
 MADE: dict[str, Callable[[], sample.Evidence]] = {
     "pass": sample.evidence,
@@ -90,6 +95,7 @@ def test_page_reads_well_and_asks_for_nothing(browser: webdriver.Chrome, tmp_pat
     assert [url for url in requested(browser) if url != path.as_uri() and not url.startswith("data:")] == []
     wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
     assert wide <= 0
+    assert browser.execute_script(OUTSIDE_THEIR_CARD) == []
     sentence = browser.find_element("id", "sentence")
     assert sentence.is_displayed()
     assert "than the best free baseline" in sentence.text

@@ -50,8 +50,8 @@ class Distill:
         temperature: above 1, the classes that the original thinks unlikely count for more.
     """
 
-    epochs: int = 4
-    lr: float = 2e-3
+    epochs: int = 3
+    lr: float = 4e-3
     temperature: float = 4.0
 
     def __post_init__(self) -> None:

@@ -42,8 +42,8 @@ class FineTune:
         lr: the highest learning rate; batch size and the rest are those of the task's `fit`.
     """
 
-    epochs: int = 4
-    lr: float = 2e-3
+    epochs: int = 3
+    lr: float = 4e-3
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.lr <= 0:

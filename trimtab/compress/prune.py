@@ -6,7 +6,7 @@ makes it, scales it (BatchNorm, depthwise convolution) or reads it, each relativ
 channels, averaged. After Li et al., "Pruning Filters for Efficient ConvNets" (2017), which ranks by the L1 norm of
 the producing filter alone, and Fang et al., "DepGraph" (2023), which sums over the whole group.
 
-Cost: one pass over the weights to plan; applying checks the cut by eight forward passes in float64 on three inputs.
+Cost: one pass over the weights to plan; applying checks the cut by four forward passes in float64 on three inputs.
 """
 
 from __future__ import annotations

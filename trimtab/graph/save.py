@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save as tensors_to_bytes
-import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 

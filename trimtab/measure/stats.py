@@ -2,7 +2,7 @@
 
 Quality, binary: Tango's score interval for a difference of paired proportions (Statistics in Medicine 17, 1998), with
 half a pair taken from the side that is being bounded. What differs from Tango is that half pair: without it the false
-PASS rate, summed exactly over all outcomes, reaches 6.0 % at a nominal 5 %; with it, it stays below 5 % for n from 50
+PASS rate, summed exactly over all outcomes, reaches 6.0 % at a nominal 5 %; with it, it stays below 5 % for n from 100
 to 4000 (tests/reference/tango.py), at a cost in power of about one discordant pair.
 Quality, real-valued: studentised bootstrap of the mean paired difference (Hall 1988); see `_mean_interval` for what
 differs. Simulated false PASS rate 4 to 6 % for normal, exponential and log-normal differences; up to 10 % where fewer

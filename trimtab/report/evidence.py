@@ -68,6 +68,7 @@ def assemble(
         "task": {
             "name": task.name,
             "metric": task.metric.name,
+            "binary": task.metric.binary,
             "num_train": len(task.train),
             "num_select": len(task.select),
             "num_verify": len(task.verify),

@@ -71,11 +71,12 @@ def _table(headers: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], *,
 
 def _cells(headers: Sequence[str], cells: Sequence[str]) -> str:
     first = f'<th scope="row" role="rowheader">{cells[0]}</th>'
-    rest = (
-        f'<td role="cell" data-label="{escape(header)}"{"" if cell else " class=empty"}><div>{cell}</div></td>'
-        for header, cell in zip(headers[1:], cells[1:], strict=True)
-    )
-    return first + "".join(rest)
+    rest = ""
+    for header, cell in zip(headers[1:], cells[1:], strict=True):
+        css = "" if cell else ' class="empty"'
+        label = escape(header.split(" (")[0])
+        rest += f'<td role="cell" data-label="{label}"{css}><div>{cell}</div></td>'
+    return first + rest
 
 
 def _badge(word: str) -> str:
@@ -289,9 +290,12 @@ def _trials(evidence: Evidence) -> str:
             escape(words.duration(trial["seconds"])),
         ]
         rows.append(("main" if trial["candidate"] == _chosen(evidence) else "", cells))
-    headers = ("candidate", f"{evidence['task']['metric']} on select", "latency", "size", "vs best free", "took")
+    headers = ("candidate", evidence["task"]["metric"], "latency", "size", "vs best free", "took")
     table = _table(headers, rows, caption="All candidates")
-    return _section("trials", "All candidates", f"<details><summary>Show all {len(rows)}</summary>{table}</details>")
+    note = "Measured on select, in the order in which they were tried."
+    return _section(
+        "trials", "All candidates", f"<details><summary>Show all {len(rows)}</summary>{table}</details>", note
+    )
 
 
 def _chosen(evidence: Evidence) -> str | None:

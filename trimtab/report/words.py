@@ -152,13 +152,3 @@ def sentence(evidence: Mapping[str, Any]) -> str:
         f"{change(drop['diff'], percent=percent, unit=True)}, at worst by {change(drop['low'], percent=percent)} "
         f"with {100 * drop['confidence']:g} % confidence, where {change(-drop['margin'], percent=percent)} was allowed."
     )
-
-
-def next_step(evidence: Mapping[str, Any]) -> str:
-    """What would settle an open verdict; empty if nothing is open."""
-    verdict = evidence["verdict"]
-    if verdict["word"] != "INCONCLUSIVE":
-        return ""
-    if verdict.get("more_samples"):
-        return f"About {verdict['more_samples']:,} more verify samples would decide."
-    return str(verdict["reason"])

@@ -79,14 +79,3 @@ def choose(trials: list[Trial], goal: Goal, chance: Callable[[Trial], float]) ->
     if likely:
         return min(likely, key=lambda trial: cost(trial, goal.minimise))
     return max(better, key=chance)
-
-
-def front(trials: Iterable[Trial], minimise: str) -> list[str]:
-    """Ids of the Pareto front: no other trial is at least as cheap and better on `select`."""
-    kept: list[str] = []
-    best = float("-inf")
-    for trial in sorted(trials, key=lambda t: (cost(t, minimise), -t.select.candidate)):
-        if trial.select.candidate > best:
-            kept.append(trial.id)
-            best = trial.select.candidate
-    return kept

@@ -132,6 +132,7 @@ def fit(
                 text = f"epoch {step.epoch + 1}/{settings.epochs}, loss {float(step.loss):.3f}"
                 report(done, step.total, f"{text}, {step.samples_per_second:,.0f} samples/s")
                 told = now
+    trained.zero_grad()
     return trained.eval()
 
 

@@ -1,0 +1,57 @@
+"""The space and the choice, on made-up trials."""
+
+from __future__ import annotations
+
+from trimtab.compress.recipes import default_recipes
+from trimtab.core import Drop, Goal, Measurement, Ratio, Target, Trial
+from trimtab.search.space import best_free, candidates, choose, worth_trying
+
+
+def trial(ident: str, ms: float, *, diff: float = 0.0, gain: float | None = None, runtime: str = "eager") -> Trial:
+    return Trial(
+        id=ident,
+        candidate=ident,
+        recipe="original",
+        runtime=runtime,
+        precision="fp32",
+        select=Drop(0.9, 0.9 + diff, diff, diff - 0.01, diff + 0.01, 0.009, 2000, 0.95, "exact"),
+        measurements=(Measurement("latency_ms", ms, "ms", 10, ms, ms),),
+        gain=Ratio(gain, gain - 0.1, gain + 0.1, 8) if gain else None,
+        seconds=1.0,
+        folder=ident,
+        free=gain is None,
+    )
+
+
+def test_the_space_has_every_recipe_in_every_runtime() -> None:
+    recipes = default_recipes()
+    names = [recipe.name for recipe in recipes]
+    assert len(set(names)) == len(names) == 13
+    assert "prune .5 + distill + int8" in names
+    found = candidates(recipes, {"onnxruntime": "fp32", "openvino": "bf16"})
+    assert len(found) == 26
+    assert {c.precision for c in found if c.recipe.name.endswith("int8")} == {"int8"}
+    assert {c.precision for c in found if not c.recipe.name.endswith("int8") and c.runtime == "openvino"} == {"bf16"}
+
+
+def test_slow_runtimes_are_left_out_with_the_reason() -> None:
+    free = [trial("a", 1.0, runtime="openvino"), trial("b", 1.4, runtime="onnxruntime"), trial("c", 9.0)]
+    kept, skipped = worth_trying(free, "latency_ms")
+    assert list(kept) == ["openvino", "onnxruntime"]
+    assert [skip.what for skip in skipped] == ["search in eager"]
+    assert "9.0 times" in skipped[0].why
+
+
+def test_the_best_free_baseline_keeps_the_quality_and_is_allowed() -> None:
+    fast_but_wrong = trial("a", 0.5, diff=-0.2, runtime="openvino")
+    free = [fast_but_wrong, trial("b", 1.0, runtime="onnxruntime"), trial("c", 9.0)]
+    assert best_free(free, Goal(), Target()).id == "b"
+    assert best_free(free, Goal(), Target(runtimes=("eager",))).id == "c"
+
+
+def test_the_cheapest_likely_trial_is_chosen_else_the_likeliest() -> None:
+    trials = [trial("fast", 1.0, gain=3.0), trial("safe", 2.0, gain=1.5), trial("slow", 0.1, gain=1.0)]
+    chances = {"fast": 0.3, "safe": 0.9, "slow": 1.0}
+    assert choose(trials, Goal(), lambda t: chances[t.id]).id == "safe"
+    assert choose(trials, Goal(), lambda t: 0.9).id == "fast"
+    assert choose(trials, Goal(), lambda t: chances[t.id] / 2).id == "safe"
