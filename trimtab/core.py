@@ -13,7 +13,7 @@ from trimtab.errors import GoalError, SealError, TaskError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
     from torch.fx import GraphModule
 
     Pair = tuple[Tensor | tuple[Tensor, ...], Tensor]
@@ -204,7 +204,7 @@ class Method(Protocol):
     @property
     def name(self) -> str: ...
 
-    def plan(self, graph: GraphModule | nn.Module, task: Task) -> Plan: ...
+    def plan(self, graph: GraphModule, task: Task) -> Plan: ...
 
     def apply(self, graph: GraphModule, plan: Any, tools: Tools) -> GraphModule: ...
 
@@ -235,7 +235,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A number that was measured: the median of n, and the interval that holds it (95 %, order statistics of blocks)."""
+    """A number that was measured: the median of n, and its 95 % interval from the order statistics of blocks."""
 
     quantity: str
     value: float

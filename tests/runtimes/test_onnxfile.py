@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.nets import net
 from tests.runtimes.quantized import quantized_graph
+from trimtab.errors import RuntimeFailed
 from trimtab.graph.capture import capture
 from trimtab.runtimes import onnxfile
 from trimtab.runtimes.onnxfile import onnx_model
@@ -90,6 +91,18 @@ def test_only_global_means_become_pools() -> None:
     x = torch.randn(4, 3, 5, 4)
     (answer,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(answer, graph(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+class Svd(nn.Module):
+    """An operation that ONNX does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.svdvals(x)
+
+
+def test_an_operation_that_onnx_lacks_is_named() -> None:
+    with pytest.raises(RuntimeFailed, match=r"ONNX cannot export this graph: .*svd"):
+        onnx_model(capture(Svd(), (torch.randn(2, 3, 3),)))
 
 
 def biased(scale: float, bias: float) -> onnx.GraphProto:

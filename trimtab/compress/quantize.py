@@ -98,7 +98,8 @@ class Quantize:
         """
         if min(self.samples, len(task.train)) < MIN_SAMPLES:
             raise PlanError(
-                f"Quantization needs {MIN_SAMPLES} calibration samples or more; got {min(self.samples, len(task.train))}. "
+                f"Quantization needs {MIN_SAMPLES} calibration samples or more; got "
+                f"{min(self.samples, len(task.train))}. "
                 "Give Quantize(samples=512) and a train split that has them."
             )
         folded = fold_batchnorm(graph)

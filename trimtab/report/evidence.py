@@ -115,7 +115,7 @@ def _row(contender: Contender, verdict: Verdict) -> dict[str, Any]:
 def _examples(
     task: Task, by_role: Mapping[str, Contender], inputs: np.ndarray, targets: np.ndarray
 ) -> list[dict[str, str]]:
-    """Verify samples with the answers before and after, those that changed first; only for pictures with class names."""
+    """Verify pictures with the answers before and after, changed ones first; empty if there are no class names."""
     before, after = by_role[REFERENCE].answers, by_role[CHOSEN].answers
     pictures = inputs.ndim == 4 and inputs.shape[1] in (1, 3)
     if not pictures or not task.labels or before.ndim != 2 or before.shape[1] != len(task.labels):

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trimtab.errors import RuntimeFailed, RuntimeMissing
+from trimtab.errors import RuntimeFailed, RuntimeMissing, TrimtabError
 from trimtab.files import write_json
 
 if TYPE_CHECKING:
@@ -171,8 +171,12 @@ def exported_program(graph: GraphModule, *, batch_size: int | None) -> ExportedP
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what PyTorch's exporters say about themselves; their errors still raise."""
+def exporting(name: str) -> Iterator[None]:
+    """Silence what exporters say about themselves, and give their errors one name.
+
+    Raises:
+        RuntimeFailed: the block failed, for another reason than the disk.
+    """
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -180,5 +184,16 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except (OSError, TrimtabError):
+        raise
+    except Exception as error:
+        # The first cause names the operation; what wraps it gives advice to the exporter's own developers.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:400]
+        raise RuntimeFailed(
+            f"{name} cannot export this graph: {reason}. Use another runtime, or replace the operation."
+        ) from error
     finally:
         logger.setLevel(level)

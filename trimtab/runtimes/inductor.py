@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.runtimes.base import (
     exported_program,
+    exporting,
     no_torch_bf16,
-    quiet,
     read_signature,
     require_usable,
     write_signature,
@@ -59,7 +59,7 @@ class Inductor:
         served = cast(graph, torch.bfloat16) if precision == "bf16" else graph
         settings = {"freezing": True, "cpp.threads": threads}
         # Freezing is skipped without a word where gradients are on.
-        with quiet(), torch.no_grad():
+        with exporting(self.name), torch.no_grad():
             program = exported_program(served, batch_size=batch_size)
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(folder / FILE), inductor_configs=settings

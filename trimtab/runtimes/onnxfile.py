@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trimtab.runtimes.base import exported_program, quiet
+from trimtab.runtimes.base import exported_program, exporting
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -30,10 +30,14 @@ def missing_exporter() -> str | None:
 
 
 def onnx_model(graph: GraphModule) -> ModelProto:
-    """The graph in ONNX, as runtimes like it best."""
+    """The graph in ONNX, as runtimes like it best.
+
+    Raises:
+        RuntimeFailed: ONNX has no form of one of its operations.
+    """
     import torch
 
-    with quiet(), torch.no_grad():
+    with exporting("ONNX"), torch.no_grad():
         program = torch.onnx.export(
             exported_program(graph, batch_size=None), dynamo=True, opset_version=OPSET, verbose=False
         )

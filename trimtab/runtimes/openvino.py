@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.runtimes.base import require_usable, write_signature
+from trimtab.runtimes.base import exporting, require_usable, write_signature
 from trimtab.runtimes.onnxfile import missing_exporter, onnx_model
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class OpenVino:
         """Write OpenVINO's IR in full precision; returns the file names."""
         require_usable(self, graph, precision)
         openvino = _openvino()
-        with tempfile.TemporaryDirectory() as scratch:
+        with exporting(self.name), tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "model.onnx"
             file.write_bytes(onnx_model(graph).SerializeToString())
             model = openvino.convert_model(file)
