@@ -20,6 +20,7 @@ from trimtab.runtimes.trial import Bench, arrays, held_against, try_free, try_on
 from trimtab.search.space import best_free, candidates, eligible, worth_trying
 from trimtab.search.study import Study
 from trimtab.train.loop import fit, score
+from trimtab.train.precision import pick_precision
 
 HOPELESS = 0.001
 FREE_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -53,11 +54,20 @@ class Tried:
     folder: Path | None = None
 
 
+def pinned(held: Study, model: nn.Module, task: Task) -> Task:
+    """The task with its training precision measured once, so that a resumed run trains as it began."""
+    if task.fit is None or task.fit.precision != "auto":
+        return task
+    batch = task.train.batch(slice(0, task.fit.batch_size)).inputs
+    precision = held.once("precision", lambda: pick_precision(model, batch), str)
+    return replace(task, fit=replace(task.fit, precision=precision))  # type: ignore[arg-type]
+
+
 def prepare(job: Job, model: nn.Module) -> Built:
     """The model as one graph, trained if the task says how."""
 
     def make(folder: Path) -> None:
-        job.show.phase("train" if job.task.fit else "capture")
+        job.show.phase("training" if job.task.fit else "capture")
         checkpoint = job.held.folder / "training"
         trained = fit(model, job.task, report=job.show.step, checkpoint=checkpoint) if job.task.fit else model
         save_graph(capture(trained, job.task.select.batch(slice(0, 2)).inputs), folder)
@@ -88,14 +98,25 @@ def free_baselines(job: Job, bench: Bench, original: Built, runtimes: tuple[str,
             except RuntimeFailed as error:
                 skipped.append(Skip(candidate.name, str(error)))
     free = job.held.once("free", lambda: try_free(bench, files, report=job.show.step), list[Trial])
-    _, left_out = worth_trying(eligible(free, job.target), job.goal.minimise)
-    return free, Tried(Recipe(), skipped=(*skipped, *left_out), folder=original.folder)
+    return free, Tried(Recipe(), skipped=tuple(skipped), folder=original.folder)
 
 
 def attempt(
-    job: Job, bench: Bench, original: Built, free: list[Trial], recipe: Recipe, *, hopeless: float = HOPELESS
+    job: Job, bench: Bench, original: Built, measured: list[Trial], recipe: Recipe, *, hopeless: float = HOPELESS
 ) -> Tried:
-    """One recipe in every runtime worth trying; what has no chance left is not exported."""
+    """One recipe in every runtime worth trying; what has no chance left is not exported.
+
+    Args:
+        job: the run.
+        bench: what quality is held against.
+        original: the captured model.
+        measured: every trial so far, the free baselines included.
+        recipe: what to try.
+        hopeless: the chance to pass below which a recipe is not exported.
+
+    Raises:
+        RunError: the run's folder cannot be written.
+    """
     held = job.held
     tools = Tools(report=job.show.step, folder=str(held.folder / "work"))
     try:
@@ -112,12 +133,14 @@ def attempt(
             f"{screen.margin:.3g} allowed: no chance left, so it was not exported"
         )
         return replace(tried, skipped=(*skipped, Skip(recipe.name, why)))
-    precisions, _ = worth_trying(eligible(free, job.target), job.goal.minimise)
+    free = [trial for trial in measured if trial.free]
+    found = [trial for trial in measured if not trial.free]
+    precisions, left_out = worth_trying(recipe, eligible(free, job.target), found, job.goal.minimise)
     outcomes = [_outcome(job, bench, built, free, candidate) for candidate in candidates([recipe], precisions)]
     return replace(
         tried,
         trials=tuple(outcome.trial for outcome in outcomes if outcome.trial),
-        skipped=(*skipped, *(skip for outcome in outcomes for skip in outcome.skipped)),
+        skipped=(*skipped, *left_out, *(skip for outcome in outcomes for skip in outcome.skipped)),
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from trimtab.artifact import Loaded, load
-from trimtab.attempt import Job, Tried, attempt, bench_of, free_baselines, prepare
+from trimtab.attempt import Job, Tried, attempt, bench_of, free_baselines, pinned, prepare
 from trimtab.compress.build import Built, key
 from trimtab.compress.recipes import default_recipes
 from trimtab.core import Artifact, Goal, Recipe, Skip, Target, Task, Trial
@@ -76,7 +76,7 @@ def optimize(
     }
     with study(folder, identity) as held, Progress(quiet=quiet) as show:
         if not held.has("artifact"):
-            job = Job(task, target, goal, held, show, command)
+            job = Job(pinned(held, model, task), target, goal, held, show, command)
             original = prepare(job, model)
             bench = bench_of(job, original)
             free, freely = free_baselines(job, bench, original, runtimes)
@@ -124,7 +124,7 @@ def _search(job: Job, bench: Bench, original: Built, free: list[Trial], recipes:
             ended.append(Tried(recipe, skipped=(late,)))
             continue
         job.show.trial(place, len(recipes), recipe.name)
-        ended.append(attempt(job, bench, original, free, recipe))
+        ended.append(attempt(job, bench, original, [*free, *_trials(ended)], recipe))
         _tell_best(job, ended)
     if not any(tried.trials for tried in ended):
         ended += _nearest_miss(job, bench, original, free, ended)
@@ -141,12 +141,16 @@ def _nearest_miss(job: Job, bench: Bench, original: Built, free: list[Trial], en
 
 
 def _choose(job: Job, free: list[Trial], ended: list[Tried]) -> Trial:
-    trials = [trial for tried in ended for trial in tried.trials]
+    trials = _trials(ended)
     return choose(trials, job.goal, job.chance) if trials else best_free(free, job.goal, job.target)
 
 
+def _trials(ended: list[Tried]) -> list[Trial]:
+    return [trial for tried in ended for trial in tried.trials]
+
+
 def _tell_best(job: Job, ended: list[Tried]) -> None:
-    trials = [trial for tried in ended for trial in tried.trials]
+    trials = _trials(ended)
     if trials:
         best = choose(trials, job.goal, job.chance)
         times = f", {best.gain.value:.2f}x" if best.gain else ""

@@ -14,7 +14,7 @@ from trimtab.files import write_atomic
 from trimtab.measure.stats import judge
 from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE, Contender, Story, assemble, steps
 from trimtab.report.html import page
-from trimtab.runtimes.evaluate import answers, gain_over, measurements, race
+from trimtab.runtimes.evaluate import gain_over, measurements, race
 from trimtab.runtimes.trial import FREE, arrays, held_against, scores
 from trimtab.search.space import best_free
 
@@ -38,9 +38,8 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> dic
     }
     files = {role: exported(job, trial) for role, trial in picked.items()}
     split = task.verify.open(f"the verdict on {choice.candidate}")
-    outputs = {role: answers(file, arrays(split), target=target) for role, file in files.items()}
-    graded = {role: scores(task.metric, out, split.targets) for role, out in outputs.items()}
     raced = race(files, arrays(split), target=target, rounds=FINAL_ROUNDS, report=job.show.step)
+    graded = {role: scores(task.metric, raced[role].answers, split.targets) for role in files}
     gains = {
         role: gain_over(raced[BEST_FREE], raced[role], files=(files[BEST_FREE], files[role]), minimise=goal.minimise)
         for role in files
@@ -51,7 +50,7 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> dic
         Contender(
             role,
             trial.candidate,
-            outputs[role],
+            raced[role].answers,
             graded[role],
             measurements(raced[role], files[role]),
             raced[role].timing.samples_ms,

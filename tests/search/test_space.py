@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trimtab.compress.recipes import default_recipes
 from trimtab.core import Drop, Goal, Measurement, Ratio, Target, Trial
 from trimtab.search.space import best_free, candidates, choose, worth_trying
@@ -35,11 +37,21 @@ def test_the_space_has_every_recipe_in_every_runtime() -> None:
 
 
 def test_slow_runtimes_are_left_out_with_the_reason() -> None:
-    free = [trial("a", 1.0, runtime="openvino"), trial("b", 1.4, runtime="onnxruntime"), trial("c", 9.0)]
-    kept, skipped = worth_trying(free, "latency_ms")
+    free = [trial("a", 1.0, runtime="openvino"), trial("b", 1.9, runtime="onnxruntime"), trial("c", 9.0)]
+    floats, integers = default_recipes()[1], default_recipes()[0]
+    kept, skipped = worth_trying(integers, free, [], "latency_ms")
     assert list(kept) == ["openvino", "onnxruntime"]
     assert [skip.what for skip in skipped] == ["search in eager"]
     assert "9.0 times" in skipped[0].why
+    measured = [
+        replace(trial("d", 0.5, gain=2.0, runtime="openvino"), precision="int8"),
+        replace(trial("e", 0.8, gain=1.2, runtime="onnxruntime"), precision="int8"),
+    ]
+    kept, skipped = worth_trying(integers, free, measured, "latency_ms")
+    assert list(kept) == ["openvino"]
+    assert "its first int8 trial costs 1.6 times" in skipped[1].why
+    kept, _ = worth_trying(floats, free, measured, "latency_ms")
+    assert list(kept) == ["openvino"], "floats go by the free baselines"
 
 
 def test_the_best_free_baseline_keeps_the_quality_and_is_allowed() -> None:

@@ -35,10 +35,11 @@ class Exported:
 
 @dataclass(frozen=True)
 class Raced:
-    """What a race showed of one contestant: its latencies, and the memory its process held at most."""
+    """What a race showed of one contestant: its latencies, the memory its process held at most, and its answers."""
 
     timing: Timing
     peak_bytes: int
+    answers: np.ndarray
 
 
 def export_checked(
@@ -59,27 +60,34 @@ def export_checked(
     require_agreement(graph, runtime, folder, precision=precision, inputs=tuple(x[:CHECKED_SAMPLES] for x in inputs))
 
 
-def answers(exported: Exported, inputs: tuple[np.ndarray, ...], *, target: Target) -> np.ndarray:
-    """The answers of the file, in a fresh process: [N, ...]."""
-    with _serve(exported, target) as served:
-        return served.run(inputs, batch_size=CHUNK)
-
-
 def race(
     contestants: Mapping[str, Exported],
-    example: tuple[np.ndarray, ...],
+    inputs: tuple[np.ndarray, ...],
     *,
     target: Target,
     rounds: int,
     report: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Raced]:
-    """Time all contestants in turn, each in its own fresh process, on one batch of the target's size."""
+    """Time all contestants in turn, each in its own fresh process; then have each answer all `inputs`.
+
+    Args:
+        contestants: name -> file.
+        inputs: [N, ...] each; the first batch of the target's size is what is timed.
+        target: batch size and threads.
+        rounds: blocks of each contestant, at least.
+        report: is told of progress.
+    """
     with ExitStack() as stack:
         served = {name: stack.enter_context(_serve(exported, target)) for name, exported in contestants.items()}
         for process in served.values():
-            process.set_example(tuple(x[: target.batch_size] for x in example))
+            process.set_example(tuple(x[: target.batch_size] for x in inputs))
         timings = interleave({name: process.time for name, process in served.items()}, rounds=rounds, report=report)
-        return {name: Raced(timings[name], process.peak_bytes()) for name, process in served.items()}
+        # The memory is read before the large batches that only the comparison of answers needs.
+        peaks = {name: process.peak_bytes() for name, process in served.items()}
+        return {
+            name: Raced(timings[name], peaks[name], process.run(inputs, batch_size=CHUNK))
+            for name, process in served.items()
+        }
 
 
 def _serve(exported: Exported, target: Target) -> Served:

@@ -11,7 +11,7 @@ import torch
 
 from trimtab.core import Drop, Goal, Metric, Split, Target, Task, Trial
 from trimtab.measure.stats import non_inferiority
-from trimtab.runtimes.evaluate import Exported, answers, gain_over, measurements, race
+from trimtab.runtimes.evaluate import Exported, gain_over, measurements, race
 
 TRIAL_ROUNDS = 8
 FREE = "original"
@@ -51,7 +51,7 @@ def try_free(bench: Bench, files: Mapping[str, Exported], *, report: Report | No
     raced = race(files, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS, report=report)
     trials = []
     for name, exported in files.items():
-        own = scores(bench.task.metric, answers(exported, arrays(split), target=bench.target), split.targets)
+        own = scores(bench.task.metric, raced[name].answers, split.targets)
         trials.append(
             Trial(
                 id=name,
@@ -74,9 +74,8 @@ def try_one(bench: Bench, free: Exported, own: Exported, *, recipe: str, report:
     """One candidate's file: its quality on `select`, and its race against the best free baseline."""
     split = bench.task.select
     started = time.perf_counter()
-    outputs = answers(own, arrays(split), target=bench.target)
-    own_scores = scores(bench.task.metric, outputs, split.targets)
     raced = race({"free": free, "own": own}, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS, report=report)
+    own_scores = scores(bench.task.metric, raced["own"].answers, split.targets)
     return Trial(
         id=own.folder.name,
         candidate=f"{recipe} ({own.runtime} {own.precision})",

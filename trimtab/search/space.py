@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from trimtab.core import Candidate, Goal, Precision, Recipe, Skip, Target, Trial
 
 ENOUGH_CHANCE = 0.8
-SLOW_RUNTIME = 1.5
+SLOW, SLOW_INTEGERS = 1.25, 2.0
 
 
 def candidates(recipes: Iterable[Recipe], precisions: Mapping[str, Precision]) -> list[Candidate]:
@@ -27,26 +27,44 @@ def quantizes(recipe: Recipe) -> bool:
     return any(method.name == "int8" for method in recipe.methods)
 
 
-def worth_trying(free: Iterable[Trial], minimise: str) -> tuple[dict[str, Precision], tuple[Skip, ...]]:
-    """The runtimes to search in, each with its best free precision, and those left out.
+def worth_trying(
+    recipe: Recipe, free: Iterable[Trial], measured: Iterable[Trial], minimise: str
+) -> tuple[dict[str, Precision], tuple[Skip, ...]]:
+    """The runtimes to try `recipe` in, each with its precision, and those left out with the reason.
 
-    A runtime whose best free baseline costs over 1.5 times the best of all is left out: the same operators
-    would have to gain that much more there.
+    A recipe that stays in floating point goes where a free baseline costs at most 1.25 times the best one. The first
+    that quantizes goes where it costs at most twice the best, since integers may gain more in one runtime than in
+    another; those after it where the first cost at most 1.25 times the best.
+
+    Args:
+        recipe: what is to be served.
+        free: the free baselines that the target allows.
+        measured: trials that have ended.
+        minimise: what counts as cost.
     """
     ranked = sorted(free, key=lambda trial: cost(trial, minimise))
-    best = cost(ranked[0], minimise)
-    kept: dict[str, Precision] = {}
-    skipped: dict[str, Skip] = {}
+    precisions: dict[str, Precision] = {}
     for trial in ranked:
-        if trial.runtime in kept or trial.runtime in skipped:
-            continue
-        times = cost(trial, minimise) / best
-        if times <= SLOW_RUNTIME:
-            kept[trial.runtime] = trial.precision  # type: ignore[assignment]
-        else:
-            why = f"its best free baseline costs {times:.1f} times the best free one's {minimise}"
-            skipped[trial.runtime] = Skip(f"search in {trial.runtime}", why)
-    return kept, tuple(skipped.values())
+        precisions.setdefault(trial.runtime, trial.precision)
+    integers = [trial for trial in measured if trial.precision == "int8"]
+    first = [trial for trial in integers if trial.recipe == integers[0].recipe]
+    slow = _slow(ranked, SLOW_INTEGERS if quantizes(recipe) else SLOW, minimise, "its best free baseline")
+    if quantizes(recipe):
+        slow |= _slow(first, SLOW, minimise, "its first int8 trial")
+    kept = {runtime: precision for runtime, precision in precisions.items() if runtime not in slow}
+    return kept, tuple(slow.values())
+
+
+def _slow(ranked: Sequence[Trial], limit: float, minimise: str, what: str) -> dict[str, Skip]:
+    costs: dict[str, float] = {}
+    for trial in ranked:
+        costs[trial.runtime] = min(cost(trial, minimise), costs.get(trial.runtime, float("inf")))
+    best = min(costs.values(), default=0.0)
+    return {
+        runtime: Skip(f"search in {runtime}", f"{what} costs {value / best:.1f} times the best one's {minimise}")
+        for runtime, value in costs.items()
+        if value > limit * best
+    }
 
 
 def best_free(free: Iterable[Trial], goal: Goal, target: Target) -> Trial:
