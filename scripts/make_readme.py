@@ -70,7 +70,7 @@ def measured(evidence: Mapping[str, Any]) -> str:
     rows = [
         ("machine", f"{machine['cpu']}, {machine['cores']} cores, {words.size(machine['memory_bytes'])} ({features})"),
         ("versions", ", ".join(f"{k} {v}" for k, v in {"Python": machine["python"], **evidence["versions"]}.items())),
-        ("setting", f"batch {target['batch_size']}, {target['threads']} thread(s), each file in a process of its own"),
+        ("setting", f"batch size {target['batch_size']}, threads {target['threads']}, one process for each file"),
     ]
     for row in evidence["rows"]:
         rows.append(
@@ -79,7 +79,7 @@ def measured(evidence: Mapping[str, Any]) -> str:
     rows += [
         (
             f"gain in {minimise}",
-            f"{gain['value']:.2f}x [{gain['low']:.2f}, {gain['high']:.2f}], n = {gain['n']} paired blocks",
+            f"{gain['value']:.2f}× [{gain['low']:.2f}, {gain['high']:.2f}], n = {gain['n']} paired blocks",
         ),
         (
             evidence["task"]["metric"],

@@ -86,18 +86,23 @@ def free_baselines(job: Job, bench: Bench, original: Built, runtimes: tuple[str,
     job.show.phase("free baselines")
     files: dict[str, Exported] = {}
     skipped: list[Skip] = []
-    for name in dict.fromkeys(("eager", *runtimes)):
-        for precision in FREE_PRECISIONS:
-            candidate = Candidate(Recipe(), name, precision)
-            if why := supported(name, precision):
-                skipped.append(Skip(candidate.name, why))
-                continue
-            try:
-                own = _export(job, original, candidate)
-                files[own.folder.name] = own
-            except RuntimeFailed as error:
-                skipped.append(Skip(candidate.name, str(error)))
-    free = job.held.once("free", lambda: try_free(bench, files, report=job.show.step), list[Trial])
+    pairs = [(name, precision) for name in dict.fromkeys(("eager", *runtimes)) for precision in FREE_PRECISIONS]
+    for place, (name, precision) in enumerate(pairs):
+        candidate = Candidate(Recipe(), name, precision)
+        job.show.step(place, 2 * len(pairs), f"exporting {candidate.name}")
+        if why := supported(name, precision):
+            skipped.append(Skip(candidate.name, why))
+            continue
+        try:
+            own = _export(job, original, candidate)
+            files[own.folder.name] = own
+        except RuntimeFailed as error:
+            skipped.append(Skip(candidate.name, str(error)))
+    if not any(file.runtime in runtimes for file in files.values()):
+        reasons = "".join(f"\n  {skip.what}: {skip.why}" for skip in skipped)
+        raise RuntimeFailed(f"The model runs in none of the runtimes that the target allows.{reasons}\nAllow others.")
+    job.show.step(len(pairs), 2 * len(pairs), f"timing {len(files)} baselines in turn")
+    free = job.held.once("free", lambda: try_free(bench, files), list[Trial])
     return free, Tried(Recipe(), skipped=tuple(skipped), folder=original.folder)
 
 
@@ -154,11 +159,13 @@ def _outcome(job: Job, bench: Bench, built: Built, free: list[Trial], candidate:
         if why := supported(candidate.runtime, candidate.precision):
             return Outcome(skipped=(Skip(candidate.name, why),))
         try:
+            job.show.step(0, 2, f"exporting {candidate.name}")
             own = _export(job, built, candidate)
         except RuntimeFailed as error:
             return Outcome(skipped=(Skip(candidate.name, str(error)),))
         baseline = exported(job, best_free(free, job.goal, job.target))
-        return Outcome(try_one(bench, baseline, own, recipe=candidate.recipe.name, report=job.show.step))
+        job.show.step(1, 2, f"timing {candidate.name}")
+        return Outcome(try_one(bench, baseline, own, recipe=candidate.recipe.name))
 
     return job.held.once(f"trials/{_file_name(candidate)}", make, Outcome)
 

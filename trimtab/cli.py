@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from enum import Enum
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from trimtab.errors import TrimtabError
 
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
 USER_ERROR = 3
+INTERRUPTED = 130
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
@@ -75,7 +78,7 @@ def optimize(
 
     goal = Goal(minimise.value, keep=keep, drop=drop, confidence=confidence, minutes=minutes)
     target = Target(runtimes=tuple(runtimes) if runtimes else None, batch_size=batch_size, threads=threads)
-    command = "trimtab " + " ".join(sys.argv[1:])
+    command = shlex.join(["trimtab", *sys.argv[1:]])
     model, described = resolve(task)
     artifact = run_pipeline(model, described, target=target, goal=goal, run=run, quiet=quiet, command=command)
     summary(artifact.evidence, console=Console())
@@ -94,18 +97,22 @@ def run(
       trimtab run runs/fashion/artifact --input runs/fashion/artifact/sample.npy
     """
     from trimtab.pipeline import run as run_artifact
+    from trimtab.report.words import is_fraction
 
     loaded, answers = run_artifact(artifact, input=tuple(input), output=output)
+    classifies = is_fraction(loaded.artifact.evidence) and answers.ndim == 2
     for place, answer in enumerate(answers):
         largest = int(answer.argmax())
-        label = loaded.labels[largest] if answer.size == len(loaded.labels) else ""
-        typer.echo(f"{place}: {largest} {label}".rstrip() if answer.ndim == 1 else f"{place}: {answer.tolist()}")
+        label = loaded.labels[largest] if largest < len(loaded.labels) else ""
+        typer.echo(f"{place}: {largest} {label}".rstrip() if classifies else f"{place}: {answer.tolist()}")
 
 
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="The run's folder, or an artifact's.")],
-    output: Annotated[Path | None, typer.Option(help="Where to write the page (default: RUN/report.html).")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the page (default: report.html in the run's folder).")
+    ] = None,
 ) -> None:
     """Write the page of a run that has ended, and print its table.
 
@@ -141,26 +148,36 @@ def doctor(
     console = Console()
     machine = found.machine
     console.print(f"trimtab {found.trimtab} on {machine['cpu']}, {machine['cores']} cores")
-    table = Table("runtime", "serves here", "what is missing", title="Runtimes", title_justify="left")
+    table = Table("runtime", "serves here", title="Runtimes", title_justify="left")
     for finding in found.runtimes:
-        table.add_row(
-            finding.runtime,
-            ", ".join(finding.precisions) or "-",
-            finding.missing or "; ".join(finding.unsupported) or "-",
-        )
+        table.add_row(finding.runtime, ", ".join(finding.precisions) or "nothing")
     console.print(table)
+    missing = [finding.missing for finding in found.runtimes if finding.missing]
+    for line in (*missing, *(reason for finding in found.runtimes for reason in finding.unsupported)):
+        # Plain and not wrapped: it holds commands to be copied.
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(", ".join(f"{name} {number}" for name, number in found.versions.items()))
 
 
 def main() -> None:
     """Run the command line; the user's mistakes become one message and exit code 3."""
     try:
-        app()
+        # Left to itself, typer exits with 2 on a wrong flag, which here means INCONCLUSIVE.
+        code = app(standalone_mode=False)
     except TrimtabError as error:
-        Console(stderr=True).print(
-            f"[bold red]{type(error).__name__}[/]: ", str(error), sep="", markup=True, highlight=False
+        code = _refuse(type(error).__name__, str(error))
+    except typer.TyperException as error:
+        code = (
+            _refuse("UsageError", f"{error.format_message().rstrip('.')}. See trimtab --help.")
+            if str(error)
+            else USER_ERROR
         )
-        sys.exit(USER_ERROR)
-    except KeyboardInterrupt:
+    if code == INTERRUPTED:
         Console(stderr=True).print("Stopped. What had ended is kept: give the same command again to go on.")
-        sys.exit(130)
+    sys.exit(code)
+
+
+def _refuse(kind: str, why: str) -> int:
+    # Not wrapped: a path or a command in it can be copied whole.
+    Console(stderr=True).print(Text.assemble((kind, "bold red"), ": ", why), soft_wrap=True)
+    return USER_ERROR

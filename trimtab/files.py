@@ -18,6 +18,8 @@ import numpy as np
 
 from trimtab.errors import ArtifactError, RunError
 
+LOCK_FILE = "lock"
+
 
 def sha256(path: Path) -> str:
     """The file's SHA-256, in hex."""
@@ -122,7 +124,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a+")
+        file = (folder / LOCK_FILE).open("a+")
     except OSError as error:
         raise cannot_write(folder, error) from error
     with file:

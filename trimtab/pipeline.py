@@ -21,6 +21,7 @@ from trimtab.compress.build import Built, key
 from trimtab.compress.recipes import default_recipes
 from trimtab.core import Artifact, Goal, Recipe, Skip, Target, Task, Trial
 from trimtab.files import read_array, write_array, write_atomic
+from trimtab.graph.capture import capture
 from trimtab.prove import REPORT_FILE, prove, ship
 from trimtab.report.html import page
 from trimtab.report.terminal import Progress
@@ -62,6 +63,7 @@ def optimize(
     """
     check(task)
     check_model(model, task)
+    capture(model, task.select.batch(slice(0, 2)).inputs)  # what cannot become a graph is refused before it is trained
     runtimes = tuple(usable(target))
     tried = default_recipes() if recipes is None else recipes
     folder = Path(run) if run else Path("runs") / task.name
@@ -104,12 +106,14 @@ def run(artifact: str | Path, *, input: tuple[Path, ...], output: Path | None = 
 def rewrite_report(run: Path, *, output: Path | None = None) -> tuple[Path, dict[str, Any]]:
     """Write the page of a run that has ended, from its evidence; returns where it is and the evidence.
 
+    Of an artifact it is written beside the folder: what is added inside would be taken for damage.
+
     Raises:
         ArtifactError: the run holds no finished artifact, or it is damaged.
     """
     inner = run / "artifact"
     evidence = dict(load(inner if inner.is_dir() else run).artifact.evidence)
-    path = output or run / REPORT_FILE
+    path = output or (run if inner.is_dir() else run.resolve().parent) / REPORT_FILE
     write_atomic(path, page(evidence).encode())
     return path, evidence
 
@@ -119,7 +123,7 @@ def _search(job: Job, bench: Bench, original: Built, free: list[Trial], recipes:
     started = time.monotonic()
     ended: list[Tried] = []
     for place, recipe in enumerate(recipes):
-        if job.goal.minutes is not None and time.monotonic() - started > 60 * job.goal.minutes:
+        if job.goal.minutes is not None and _too_late(job, recipe, time.monotonic() - started):
             late = Skip(recipe.name, f"the budget of {job.goal.minutes:g} minutes was spent")
             ended.append(Tried(recipe, skipped=(late,)))
             continue
@@ -129,6 +133,13 @@ def _search(job: Job, bench: Bench, original: Built, free: list[Trial], recipes:
     if not any(tried.trials for tried in ended):
         ended += _nearest_miss(job, bench, original, free, ended)
     return ended
+
+
+def _too_late(job: Job, recipe: Recipe, seconds: float) -> bool:
+    """Whether the budget leaves no time to begin `recipe`; what a killed run had ended of it costs nothing."""
+    assert job.goal.minutes is not None
+    begun = job.held.has(f"screens/{key(recipe)}")
+    return not begun and (job.held.has("choice") or seconds > 60 * job.goal.minutes)
 
 
 def _nearest_miss(job: Job, bench: Bench, original: Built, free: list[Trial], ended: list[Tried]) -> list[Tried]:

@@ -158,6 +158,7 @@ def evidence() -> Evidence:
             "num_train": 10_000,
             "num_select": 2000,
             "num_verify": 4000,
+            "num_inputs": 1,
             "labels": list(LABELS),
         },
         "target": {"device": "cpu", "runtimes": None, "batch_size": 1, "threads": 1},

@@ -50,9 +50,9 @@ class Distill:
         temperature: above 1, the classes that the original thinks unlikely count for more.
     """
 
-    epochs: int = 3
-    lr: float = 4e-3
-    temperature: float = 4.0
+    epochs: int = 5
+    lr: float = 2e-3
+    temperature: float = 2.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.lr <= 0 or self.temperature <= 0:

@@ -7,7 +7,7 @@ from trimtab.compress.prune import Prune
 from trimtab.compress.quantize import Quantize
 from trimtab.core import Method, Recipe
 
-RATIOS = (0.3, 0.5, 0.7)
+RATIOS = (0.3, 0.5)
 
 
 def default_recipes() -> tuple[Recipe, ...]:

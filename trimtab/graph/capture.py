@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import traceback
 from collections.abc import Iterator
@@ -83,12 +84,13 @@ def _at_least_two(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # A failing export logs its own report before it raises; ours is the one that the user reads.
+    # A failing export logs and prints its own report before it raises; ours is the one that the user reads.
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)
 

@@ -72,6 +72,7 @@ def assemble(
             "num_train": len(task.train),
             "num_select": len(task.select),
             "num_verify": len(task.verify),
+            "num_inputs": len(task.train.inputs),
             "labels": list(task.labels),
         },
         "target": cattrs.unstructure(story.target),

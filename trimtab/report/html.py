@@ -13,7 +13,7 @@ import numpy as np
 
 from trimtab.measure.stats import NOUN
 from trimtab.report import words
-from trimtab.report.usage import usage_python, usage_shell
+from trimtab.report.usage import usage
 
 Evidence = Mapping[str, Any]
 ROLES = {"reference": "as it came", "best_free": "best free baseline", "chosen": "chosen"}
@@ -323,11 +323,11 @@ def _machine(evidence: Evidence) -> str:
 
 def _reproduce(evidence: Evidence) -> str:
     paths, reproduce = evidence["paths"], evidence["reproduce"]
-    sample = f"{paths['artifact']}/sample.npy"
+    python, shell = usage(evidence)
     blocks = (
         ("Make it again", f"{reproduce['command']}    # seed {reproduce['seed']}"),
-        ("Use it from Python", usage_python(paths["artifact"], sample)),
-        ("Use it from the shell", usage_shell(paths["artifact"], sample)),
+        ("Use it from Python", python),
+        ("Use it from the shell", shell),
     )
     code = "".join(f"<h3>{title}</h3><pre><code>{escape(text)}</code></pre>" for title, text in blocks)
     goal, drop, task = evidence["goal"], evidence["verdict"]["drop"], evidence["task"]

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trimtab.report import words
-from trimtab.report.usage import usage_python, usage_shell
+from trimtab.report.usage import usage
 
 SEARCH = "search"
 # seconds each phase is expected to take; only their proportions matter once work has been done
@@ -170,11 +170,7 @@ def summary(evidence: Mapping[str, Any], *, console: Console) -> None:
     console.print()
     for name in ("artifact", "evidence", "report"):
         console.print(f"{name:<9} {paths[name]}", markup=False, highlight=False, soft_wrap=True)
-    sample = f"{paths['artifact']}/sample.npy"
-    for title, code in (
-        ("Use it from Python:", usage_python(paths["artifact"], sample)),
-        ("or from the shell:", usage_shell(paths["artifact"], sample)),
-    ):
+    for title, code in zip(("Use it from Python:", "or from the shell:"), usage(evidence), strict=True):
         console.print(f"\n{title}", style="dim")
         console.print(code, markup=False, highlight=False, soft_wrap=True)
 

@@ -7,6 +7,7 @@ Every export leaves `signature.json` beside the runtime's own files: what goes i
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import warnings
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     Call = Callable[[tuple[Array, ...]], Array]
 
 SIGNATURE_FILE = "signature.json"
+# How native writers say that the disk is full: it must not pass for a graph that cannot be exported.
+DISK_WORDS = ("No space left on device", "File too large", "iostream error")
 
 
 class Runtime(Protocol):
@@ -192,6 +195,8 @@ def exporting(name: str) -> Iterator[None]:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:400]
+        if any(words in reason for words in DISK_WORDS):
+            raise OSError(errno.EIO, f"{name} could not write its files ({reason})") from error
         raise RuntimeFailed(
             f"{name} cannot export this graph: {reason}. Use another runtime, or replace the operation."
         ) from error

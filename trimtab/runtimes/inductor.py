@@ -6,11 +6,13 @@ ResNet at batch 1. The number of threads is compiled in as well. Cost: 10 to 30 
 
 from __future__ import annotations
 
+import io
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.files import write_atomic
 from trimtab.runtimes.base import (
     exported_program,
     exporting,
@@ -61,9 +63,10 @@ class Inductor:
         # Freezing is skipped without a word where gradients are on.
         with exporting(self.name), torch.no_grad():
             program = exported_program(served, batch_size=batch_size)
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(folder / FILE), inductor_configs=settings
-            )
+            # Into memory: where the disk is full, torch's own writer of files ends the whole process.
+            package = io.BytesIO()
+            torch._inductor.aoti_compile_and_package(program, package_path=package, inductor_configs=settings)
+            write_atomic(folder / FILE, package.getvalue())
         return FILE, write_signature(graph, folder, runtime=self.name, batch_size=batch_size)
 
     def load(self, folder: Path, *, precision: Precision, threads: int, exact: bool) -> Call:

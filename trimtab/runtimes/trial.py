@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,6 @@ from trimtab.runtimes.evaluate import Exported, gain_over, measurements, race
 
 TRIAL_ROUNDS = 8
 FREE = "original"
-Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,11 @@ def held_against(reference: np.ndarray, candidate: np.ndarray, *, metric: Metric
     return non_inferiority(reference, candidate, margin=margin, confidence=goal.confidence, binary=metric.binary)
 
 
-def try_free(bench: Bench, files: Mapping[str, Exported], *, report: Report | None = None) -> list[Trial]:
+def try_free(bench: Bench, files: Mapping[str, Exported]) -> list[Trial]:
     """The original in every runtime and precision that costs nothing, all timed in one race."""
     split = bench.task.select
     started = time.perf_counter()
-    raced = race(files, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS, report=report)
+    raced = race(files, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS)
     trials = []
     for name, exported in files.items():
         own = scores(bench.task.metric, raced[name].answers, split.targets)
@@ -70,11 +69,11 @@ def try_free(bench: Bench, files: Mapping[str, Exported], *, report: Report | No
     return trials
 
 
-def try_one(bench: Bench, free: Exported, own: Exported, *, recipe: str, report: Report | None = None) -> Trial:
+def try_one(bench: Bench, free: Exported, own: Exported, *, recipe: str) -> Trial:
     """One candidate's file: its quality on `select`, and its race against the best free baseline."""
     split = bench.task.select
     started = time.perf_counter()
-    raced = race({"free": free, "own": own}, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS, report=report)
+    raced = race({"free": free, "own": own}, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS)
     own_scores = scores(bench.task.metric, raced["own"].answers, split.targets)
     return Trial(
         id=own.folder.name,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import cattrs
 
 from trimtab.errors import RunError
-from trimtab.files import cannot_write, folder_atomic, locked, read_json, sweep_parts, write_json
+from trimtab.files import LOCK_FILE, cannot_write, folder_atomic, locked, read_json, sweep_parts, write_json
 
 T = TypeVar("T")
 IDENTITY_FILE = "run.json"
@@ -67,12 +67,12 @@ def study(folder: Path, identity: Mapping[str, Any]) -> Iterator[Study]:
     Raises:
         RunError: the folder belongs to a run of something else, is held by a living process, or cannot be written.
     """
+    _require_ours(folder)  # before a lock file is left in somebody else's folder
     with locked(folder):
         held = folder / IDENTITY_FILE
         if held.exists():
             _require_same(folder, _read_identity(held), dict(identity))
         else:
-            _require_empty(folder)
             write_json(held, dict(identity))
         sweep_parts(folder)
         yield Study(folder)
@@ -99,9 +99,14 @@ def _require_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> 
         )
 
 
-def _require_empty(folder: Path) -> None:
-    others = sorted(path.name for path in folder.iterdir() if path.name != "lock")
-    if others:
+def _require_ours(folder: Path) -> None:
+    try:
+        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    # A process killed at its very start leaves these: the lock, and half of the identity.
+    others = [name for name in names if name != LOCK_FILE and not name.startswith(f".{IDENTITY_FILE}.")]
+    if others and IDENTITY_FILE not in names:
         raise RunError(
             f"{folder} is not empty and not a run's folder (it holds {', '.join(others[:3])}). "
             "Choose a new folder with --run FOLDER; nothing was changed."

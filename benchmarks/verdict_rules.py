@@ -1,0 +1,104 @@
+"""The two rules behind a verdict, beside their alternatives: how quality is bounded, and which trial is put forward.
+
+    scripts/bench verdict_rules
+
+The first table is summed exactly over all outcomes; the second is simulated, with its seed below. Half a minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from scipy.special import ndtri
+from scipy.stats import binom
+
+from trimtab.core import Drop
+from trimtab.measure.stats import chance_to_pass, non_inferiority, tango
+
+CONFIDENCE, MARGIN, SEED = 0.95, 0.009, 0
+SIZES = (100, 200, 500, 1000, 2000, 4000)
+MARGINS, EXTRA = (0.005, 0.009, 0.02, 0.05), (0.0, 0.002, 0.01, 0.05)
+NUM_SELECT, NUM_CANDIDATES, NUM_WORLDS = 2000, 6, 2000
+
+
+def pass_rate(num: int, *, margin: float, loss_rate: float, drop: float, taken: float) -> float:
+    """P(the bound clears the margin) at P(loss) = loss_rate, P(win) = loss_rate - drop, with `taken` pairs taken."""
+    quantile = float(ndtri(CONFIDENCE))
+    total, least = 0.0, 0
+    for losses in range(int(binom.ppf(1 - 1e-12, num, loss_rate)) + 1):
+        # more losses need more wins, so the search goes on from where it was
+        while least + losses <= num and tango(least - taken, losses, num, -margin) < quantile:
+            least += 1
+        if least + losses > num:
+            break
+        win_rate = max(loss_rate - drop, 0.0) / (1 - loss_rate)
+        total += binom.pmf(losses, num, loss_rate) * binom.sf(least - 1, num - losses, win_rate)
+    return float(total)
+
+
+def level_table() -> None:
+    """The worst false PASS rate over margins and discordance, and the power where nothing is lost."""
+    print(f"false PASS rate at a nominal {1 - CONFIDENCE:.0%}, worst of {len(MARGINS) * len(EXTRA)} cases; power at a")
+    print(f"true change of 0, margin {MARGIN:g}, 0.5 % won and 0.5 % lost\n")
+    print("| n | Tango | minus half a pair | power, Tango | power, minus half a pair |\n|---|---|---|---|---|")
+    for num in SIZES:
+        cells = []
+        for taken in (0.0, 0.5):
+            cases = [(m, m + more) for m in MARGINS for more in EXTRA]
+            rates = [pass_rate(num, margin=m, loss_rate=rate, drop=m, taken=taken) for m, rate in cases]
+            cells.append(max(rates))
+        cells += [pass_rate(num, margin=MARGIN, loss_rate=0.005, drop=0.0, taken=taken) for taken in (0.0, 0.5)]
+        print(f"| {num} | " + " | ".join(f"{100 * cell:.1f} %" for cell in cells) + " |")
+
+
+@cache
+def held(wins: int, losses: int, num: int) -> Drop:
+    """The interval of a candidate with that many discordant pairs."""
+    first, second = np.zeros(num), np.zeros(num)
+    second[:wins] = 1
+    first[wins : wins + losses] = 1
+    return non_inferiority(first, second, margin=MARGIN, confidence=CONFIDENCE, binary=True)
+
+
+def likely(threshold: float, num_verify: int) -> Callable[[Drop], bool]:
+    return lambda drop: chance_to_pass(drop, num_verify=num_verify) >= threshold
+
+
+def choice_table(num_verify: int) -> None:
+    """Put the fastest trial forward that a rule on `select` admits; what the verdict on `verify` then says."""
+    rng = np.random.default_rng(SEED)
+    rules: dict[str, Callable[[Drop], bool]] = {
+        "estimate within the margin": lambda drop: drop.diff >= -drop.margin,
+        "interval within the margin": lambda drop: drop.low >= -drop.margin,
+        **{f"chance to pass >= {threshold:g}": likely(threshold, num_verify) for threshold in (0.5, 0.8, 0.95)},
+    }
+    best = "(the fastest that passes, seen afterwards)"
+    passed: dict[str, list[float]] = {name: [] for name in (*rules, best)}
+    for _ in range(NUM_WORLDS):
+        drops, gains = np.sort(rng.uniform(0, 0.02, NUM_CANDIDATES)), 1 + np.sort(rng.uniform(0, 3, NUM_CANDIDATES))
+        wins = rng.uniform(0.002, 0.02, NUM_CANDIDATES)
+        rates = [(win, win + drop, 1 - 2 * win - drop) for win, drop in zip(wins, drops, strict=True)]
+        seen, true = (
+            [held(*map(int, rng.multinomial(num, rate)[:2]), num) for rate in rates] for num in (NUM_SELECT, num_verify)
+        )
+        for name, rule in rules.items():
+            admitted = [at for at, drop in enumerate(seen) if rule(drop)]
+            chances = [chance_to_pass(drop, num_verify=num_verify) for drop in seen]
+            pick = max(admitted) if admitted else int(np.argmax(chances))
+            passed[name].append(gains[pick] if true[pick].low >= -MARGIN else 0.0)
+        passed[best].append(max((g for g, drop in zip(gains, true, strict=True) if drop.low >= -MARGIN), default=0.0))
+    print(f"\n{NUM_WORLDS:,} worlds of {NUM_CANDIDATES} trials, the faster the worse; {NUM_SELECT:,} select samples,")
+    print(f"{num_verify:,} verify samples, margin {MARGIN:g}, seed {SEED}; a trial that fails gains nothing (1x)\n")
+    print("| rule on select | PASS | mean gain of a PASS | mean gain of all |\n|---|---|---|---|")
+    for name, found in passed.items():
+        row = np.array(found)
+        of_pass, of_all = row[row > 0].mean(), np.maximum(row, 1).mean()
+        print(f"| {name} | {100 * np.mean(row > 0):.0f} % | {of_pass:.2f}x | {of_all:.2f}x |")
+
+
+if __name__ == "__main__":
+    level_table()
+    choice_table(4000)
+    choice_table(1000)
