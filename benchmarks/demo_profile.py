@@ -44,7 +44,7 @@ def main() -> None:
         f"[{evidence['verdict']['gain']['low']:.2f}, {evidence['verdict']['gain']['high']:.2f}] "
         f"over {free['candidate']}.",
         "",
-        f"A call of a model that does nothing: {1000 * empty_call():.1f} us, in every figure of the run, on both sides.",
+        f"A call of a model that does nothing: {1000 * empty_call():.1f} us, in every figure of the run.",
     ]
     for name, trial in files.items():
         rows = profile(run / "files" / trial["folder"] / "model.xml", bf16=trial["precision"] != "fp32")

@@ -388,7 +388,7 @@ def test_a_runtime_that_is_not_installed_names_the_whole_command(tmp_path: Path)
     assert 'pip install "trimtab[openvino]"' in in_child(WITHOUT_OPENVINO, "doctor", cwd=tmp_path).out
 
 
-def test_a_full_disk_leaves_nothing_half_written_and_the_run_can_go_on(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
     said = in_child(FULL_DISK, "optimize", "job.py:digits", *OPTIONS, "--run", "r", "--quiet", cwd=tmp_path)
     refused(said, "RunError: Cannot write r/")

@@ -153,7 +153,7 @@ def _nearest_miss(job: Job, bench: Bench, original: Built, free: list[Trial], en
 
 def _choose(job: Job, free: list[Trial], ended: list[Tried]) -> Trial:
     trials = _trials(ended)
-    return choose(trials, job.goal, job.chance) if trials else best_free(free, job.goal, job.target)
+    return choose(trials, job.chance) if trials else best_free(free, job.goal, job.target)
 
 
 def _trials(ended: list[Tried]) -> list[Trial]:
@@ -163,6 +163,6 @@ def _trials(ended: list[Tried]) -> list[Trial]:
 def _tell_best(job: Job, ended: list[Tried]) -> None:
     trials = _trials(ended)
     if trials:
-        best = choose(trials, job.goal, job.chance)
+        best = choose(trials, job.chance)
         times = f", {best.gain.value:.2f}x" if best.gain else ""
         job.show.best(f"{best.candidate}: {best.select.candidate:.1%}{times}")

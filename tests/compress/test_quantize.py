@@ -116,10 +116,11 @@ def test_what_cannot_be_quantized_is_refused_with_the_mend() -> None:
         Quantize(samples=4).plan(graph, task)
     with pytest.raises(PlanError, match="Nothing to quantize"):
         Quantize().plan(capture(nn.ReLU(), (x,)), task)
+    other, y = net("conv")
+    method = Quantize(samples=64)
+    foreign = method.plan(capture(other, (y,)), task_of(y))
     with pytest.raises(PlanError, match="has no value named"):
-        other, y = net("conv")
-        method = Quantize(samples=64)
-        method.apply(graph, method.plan(capture(other, (y,)), task_of(y)), Tools())
+        method.apply(graph, foreign, Tools())
 
 
 def test_a_constant_range_and_nan_are_refused() -> None:

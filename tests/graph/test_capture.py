@@ -115,6 +115,12 @@ def test_a_fixed_batch_size_is_refused_with_the_mend() -> None:
         capture(FixedBatch(), (torch.randn(4, 16),))
 
 
+def test_cumulative_batchnorm_averages_are_refused() -> None:
+    module = nn.Sequential(nn.Linear(16, 4), nn.BatchNorm1d(4, momentum=None))
+    with pytest.raises(CaptureError, match=r"1 is a BatchNorm1d with momentum=None.*momentum = 0\.1"):
+        capture(module, (torch.randn(4, 16),))
+
+
 def test_two_outputs_are_refused() -> None:
     with pytest.raises(CaptureError, match="returns 2 tensors"):
         capture(TwoOutputs(), (torch.randn(4, 16),))

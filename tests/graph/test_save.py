@@ -56,8 +56,33 @@ def test_a_damaged_or_foreign_graph_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="format 99"):
         load_graph(tmp_path)
     (tmp_path / "graph.json").write_text(text.replace("aten.relu.default", "evil.relu.default"))
-    with pytest.raises(ArtifactError, match="not one of"):
+    with pytest.raises(ArtifactError, match="do not trust it"):
+        load_graph(tmp_path)
+    (tmp_path / "graph.json").write_text(text.replace("aten.relu.default", "aten.nonsense.default"))
+    with pytest.raises(ArtifactError, match="does not have"):
         load_graph(tmp_path)
     (tmp_path / "graph.json").write_text(text[:100])
     with pytest.raises(ArtifactError, match="Cannot read"):
         load_graph(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["torch:load", "operator:call", "operator:attrgetter", "os:system", "nonsense"])
+def test_a_file_cannot_name_a_function_that_runs_code(name: str, tmp_path: Path) -> None:
+    module, x = net("mlp")
+    save_graph(capture(module, (x,)), tmp_path)
+    text = (tmp_path / "graph.json").read_text()
+    (tmp_path / "graph.json").write_text(text.replace("aten.relu.default", name))
+    with pytest.raises(ArtifactError, match="do not trust it"):
+        load_graph(tmp_path)
+
+
+class Arithmetic(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(x.shape[0] * 2, x.shape[1] // 2).reshape(x.shape[0], -1)
+
+
+def test_shape_arithmetic_survives(tmp_path: Path) -> None:
+    _, x = net("mlp")
+    save_graph(capture(Arithmetic(), (x,)), tmp_path)
+    assert "operator:mul" in (tmp_path / "graph.json").read_text()
+    assert torch.equal(load_graph(tmp_path)(x[:3]), x[:3])

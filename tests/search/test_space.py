@@ -49,7 +49,7 @@ def test_slow_runtimes_are_left_out_with_the_reason() -> None:
     ]
     kept, skipped = worth_trying(integers, free, measured, "latency_ms")
     assert list(kept) == ["openvino"]
-    assert "its first int8 trial costs 1.6 times" in skipped[1].why
+    assert "its first int8 trial costs 1.7 times" in skipped[1].why
     kept, _ = worth_trying(floats, free, measured, "latency_ms")
     assert list(kept) == ["openvino"], "floats go by the free baselines"
 
@@ -62,8 +62,9 @@ def test_the_best_free_baseline_keeps_the_quality_and_is_allowed() -> None:
 
 
 def test_the_cheapest_likely_trial_is_chosen_else_the_likeliest() -> None:
-    trials = [trial("fast", 1.0, gain=3.0), trial("safe", 2.0, gain=1.5), trial("slow", 0.1, gain=1.0)]
+    # "fast" was measured while the machine was busy: its latency misleads, its gain over the baseline does not
+    trials = [trial("fast", 3.0, gain=3.0), trial("safe", 2.0, gain=1.5), trial("slow", 0.1, gain=1.0)]
     chances = {"fast": 0.3, "safe": 0.9, "slow": 1.0}
-    assert choose(trials, Goal(), lambda t: chances[t.id]).id == "safe"
-    assert choose(trials, Goal(), lambda t: 0.9).id == "fast"
-    assert choose(trials, Goal(), lambda t: chances[t.id] / 2).id == "safe"
+    assert choose(trials, lambda t: chances[t.id]).id == "safe"
+    assert choose(trials, lambda t: 0.9).id == "fast"
+    assert choose(trials, lambda t: chances[t.id] / 2).id == "safe"

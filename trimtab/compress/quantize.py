@@ -118,12 +118,14 @@ class Quantize:
         return QuantizePlan(tuple(scales.values()), weights, skipped)
 
     def apply(self, graph: GraphModule, plan: QuantizePlan, tools: Tools) -> GraphModule:
-        """A copy with integer weights and quantize/dequantize pairs where the plan says, in eval mode for good."""
+        """A copy with integer weights and quantize/dequantize pairs where the plan says, in eval mode for good.
+
+        Raises:
+            PlanError: the plan is for another graph.
+        """
         quantized = fold_batchnorm(graph)
         nodes = {node.name: node for node in quantized.graph.nodes}
-        missing = [a.node for a in plan.activations if a.node not in nodes]
-        if missing:
-            raise PlanError(f"The plan was made for another graph: it has no value named {missing[0]!r}. Plan it anew.")
+        _require_same_graph(quantized, nodes, plan)
         for activation in plan.activations:
             _quantize_activation_(quantized, nodes[activation.node], activation)
         for weight in plan.weights:
@@ -131,6 +133,23 @@ class Quantize:
         quantized.graph.eliminate_dead_code()
         quantized.recompile()
         return refresh_shapes_(_without_unread_(quantized))
+
+
+def _require_same_graph(graph: GraphModule, nodes: dict[str, Node], plan: QuantizePlan) -> None:
+    missing = [
+        name for name in (*(a.node for a in plan.activations), *(w.layer for w in plan.weights)) if name not in nodes
+    ]
+    if missing:
+        raise PlanError(f"The plan was made for another graph: it has no value named {missing[0]!r}. Plan it anew.")
+    for weight in plan.weights:
+        read = nodes[weight.layer].args[1]
+        found = str(read.target) if isinstance(read, Node) else "nothing"
+        size = len(get_tensor(graph, found)) if found == weight.weight else 0
+        if size != len(weight.scales):
+            raise PlanError(
+                f"The plan was made for another graph: {weight.layer} has {size or 'no'} channels of "
+                f"{weight.weight!r}, {len(weight.scales)} were planned. Plan it anew."
+            )
 
 
 def _layers(graph: GraphModule) -> tuple[list[Node], tuple[Skip, ...]]:

@@ -52,6 +52,7 @@ def capture(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModul
     Raises:
         CaptureError: with the line of the model that cannot be captured, and how to mend it.
     """
+    _refuse_cumulative_averages(module)
     original = copy.deepcopy(module).eval()
     inputs = tuple(_at_least_two(x) for x in example_inputs)
     batch = torch.export.Dim("batch", min=1)
@@ -64,6 +65,17 @@ def capture(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModul
     except Exception as error:
         raise _capture_error(module, error) from error
     return _own(raw, inputs)
+
+
+def _refuse_cumulative_averages(module: nn.Module) -> None:
+    # Its update depends on a count that the graph does not hold: trained further, its statistics would stand still.
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats and part.momentum is None:
+            raise CaptureError(
+                f"{type(module).__name__} cannot be captured as one graph: {name} is a {type(part).__name__} with "
+                "momentum=None, a cumulative average that a graph cannot go on with. Give it a momentum: "
+                f"model.get_submodule({name!r}).momentum = 0.1"
+            )
 
 
 class _Call(nn.Module):

@@ -29,7 +29,17 @@ FORMAT = 1
 GRAPH_FILE = "graph.json"
 WEIGHTS_FILE = "weights.safetensors"
 OPERATOR_SETS = ("aten", "quantized_decomposed")
-PLAIN = {"operator": operator, "math": math, "torch": torch}
+# What shape arithmetic is made of. A file names functions to call, so only these, by name, are ever looked up.
+PLAIN = {
+    f"{module.__name__.lstrip('_')}:{name}": getattr(module, name)
+    for module, names in (
+        (operator, "add sub mul floordiv truediv mod pow neg getitem eq ne lt le gt ge and_ or_ not_"),
+        (math, "floor ceil trunc sqrt"),
+        (torch, "sym_int sym_float sym_max sym_min sym_not sym_ite sym_sqrt"),
+    )
+    for name in names.split()
+    if module is not torch or name in torch.__all__
+}
 
 
 def save_graph(graph: GraphModule, folder: Path) -> tuple[str, str]:
@@ -109,23 +119,30 @@ def _node_from_json(graph: Graph, entry: dict[str, Any], made: dict[str, Node], 
 def _target_name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload) and target.namespace in OPERATOR_SETS:
         return str(target)
-    for name, module in PLAIN.items():
-        function = str(getattr(target, "__name__", ""))
-        if getattr(module, function, None) is target:
-            return f"{name}:{function}"
+    for name, function in PLAIN.items():
+        if function is target:
+            return name
     raise ArtifactError(f"The operation {target} cannot be saved: only {', '.join(OPERATOR_SETS)} operators can.")
 
 
 def _target(name: str) -> Any:
-    if ":" in name:
-        module, _, function = name.partition(":")
-        return getattr(PLAIN[module], function)
-    namespace, operator_name, overload = name.split(".")
+    if name in PLAIN:
+        return PLAIN[name]
+    namespace, _, rest = name.partition(".")
+    operator_name, _, overload = rest.partition(".")
+    if namespace not in OPERATOR_SETS:
+        raise ArtifactError(
+            f"The graph calls {name!r}, which is neither one of the {', '.join(OPERATOR_SETS)} operators nor shape "
+            "arithmetic. It was not written by trimtab: do not trust it."
+        )
     if namespace == "quantized_decomposed":
         importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers these operators
-    if namespace not in OPERATOR_SETS:
-        raise ArtifactError(f"The graph calls {name!r}, which is not one of {', '.join(OPERATOR_SETS)}.")
-    return getattr(getattr(getattr(torch.ops, namespace), operator_name), overload)
+    try:
+        return getattr(getattr(getattr(torch.ops, namespace), operator_name), overload)
+    except AttributeError as error:
+        raise ArtifactError(
+            f"The graph calls {name!r}, which this PyTorch {torch.__version__} does not have."
+        ) from error
 
 
 def _to_json(arg: Any) -> Any:

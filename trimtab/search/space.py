@@ -42,29 +42,38 @@ def worth_trying(
         measured: trials that have ended.
         minimise: what counts as cost.
     """
-    ranked = sorted(free, key=lambda trial: cost(trial, minimise))
+    costs = {trial.id: cost(trial, minimise) for trial in free}
+    ranked = sorted(free, key=lambda trial: costs[trial.id])
     precisions: dict[str, Precision] = {}
     for trial in ranked:
         precisions.setdefault(trial.runtime, trial.precision)
     integers = [trial for trial in measured if trial.precision == "int8"]
     first = [trial for trial in integers if trial.recipe == integers[0].recipe]
-    slow = _slow(ranked, SLOW_INTEGERS if quantizes(recipe) else SLOW, minimise, "its best free baseline")
+    slow = _slow(ranked, costs, SLOW_INTEGERS if quantizes(recipe) else SLOW, f"in {minimise} its best free baseline")
     if quantizes(recipe):
-        slow |= _slow(first, SLOW, minimise, "its first int8 trial")
+        slow |= _slow(first, {trial.id: 1 / gained(trial) for trial in first}, SLOW, "its first int8 trial")
     kept = {runtime: precision for runtime, precision in precisions.items() if runtime not in slow}
     return kept, tuple(slow.values())
 
 
-def _slow(ranked: Sequence[Trial], limit: float, minimise: str, what: str) -> dict[str, Skip]:
-    costs: dict[str, float] = {}
-    for trial in ranked:
-        costs[trial.runtime] = min(cost(trial, minimise), costs.get(trial.runtime, float("inf")))
-    best = min(costs.values(), default=0.0)
+def _slow(trials: Sequence[Trial], costs: Mapping[str, float], limit: float, what: str) -> dict[str, Skip]:
+    lowest: dict[str, float] = {}
+    for trial in trials:
+        lowest[trial.runtime] = min(costs[trial.id], lowest.get(trial.runtime, float("inf")))
+    best = min(lowest.values(), default=0.0)
     return {
-        runtime: Skip(f"search in {runtime}", f"{what} costs {value / best:.1f} times the best one's {minimise}")
-        for runtime, value in costs.items()
+        runtime: Skip(f"search in {runtime}", f"{what} costs {value / best:.1f} times the best one")
+        for runtime, value in lowest.items()
         if value > limit * best
     }
+
+
+def gained(trial: Trial) -> float:
+    """How many times better than the best free baseline; measured in one race with it, so comparable between trials.
+
+    Latencies of two races are not: the machine may have been busier in one of them.
+    """
+    return trial.gain.value if trial.gain else 1.0
 
 
 def best_free(free: Iterable[Trial], goal: Goal, target: Target) -> Trial:
@@ -84,16 +93,14 @@ def cost(trial: Trial, minimise: str) -> float:
     return next(m.value for m in trial.measurements if m.quantity == minimise)
 
 
-def choose(trials: list[Trial], goal: Goal, chance: Callable[[Trial], float]) -> Trial:
-    """The trial to put before the verdict: the cheapest of those that are likely to pass, else the likeliest.
+def choose(trials: list[Trial], chance: Callable[[Trial], float]) -> Trial:
+    """Of those that are likely to pass the one that gains most, else the likeliest.
+
 
     Args:
         trials: at least one, measured on `select`.
-        goal: what to minimise.
         chance: how likely a trial's quality is to be proven on `verify`, 0 ... 1.
     """
     better = [trial for trial in trials if trial.gain is not None and trial.gain.low > 1] or trials
     likely = [trial for trial in better if chance(trial) >= ENOUGH_CHANCE]
-    if likely:
-        return min(likely, key=lambda trial: cost(trial, goal.minimise))
-    return max(better, key=chance)
+    return max(likely, key=gained) if likely else max(better, key=chance)
