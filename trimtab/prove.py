@@ -53,7 +53,7 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> dic
             raced[role].answers,
             graded[role],
             measurements(raced[role], files[role]),
-            raced[role].timing.samples_ms,
+            raced[role].timing,
             gains[role],
         )
         for role, trial in picked.items()

@@ -50,7 +50,7 @@ class Distill:
         temperature: above 1, the classes that the original thinks unlikely count for more.
     """
 
-    epochs: int = 5
+    epochs: int = 4
     lr: float = 2e-3
     temperature: float = 2.0
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from trimtab.core import Goal, Measurement, Ratio, Skip, Target, Task, Trial, Verdict
 from trimtab.measure.machine import stamp, versions
+from trimtab.measure.speed import Timing
 
 FORMAT = 1
 NUM_EXAMPLES = 48
@@ -30,7 +31,7 @@ class Contender:
     answers: np.ndarray
     scores: np.ndarray
     measurements: tuple[Measurement, ...]
-    samples_ms: tuple[float, ...]
+    timing: Timing
     gain: Ratio | None
 
 
@@ -84,7 +85,7 @@ def assemble(
         "trials": cattrs.unstructure(story.trials),
         "steps": list(story.steps),
         "skipped": cattrs.unstructure(story.skipped),
-        "latency_samples": {contender.role: list(contender.samples_ms) for contender in contenders},
+        "latency_samples": {contender.role: list(contender.timing.samples_ms) for contender in contenders},
         "outcomes": {contender.role: contender.scores.tolist() for contender in contenders},
         "examples": _examples(task, by_role, inputs, targets),
         "reproduce": {"command": story.command, "seed": task.fit.seed if task.fit else 0},
@@ -110,6 +111,7 @@ def _row(contender: Contender, verdict: Verdict) -> dict[str, Any]:
         "memory": named["memory_bytes"],
         "gain": cattrs.unstructure(contender.gain) if contender.gain else None,
         "word": verdict.word if chosen else None,
+        "disturbed": contender.timing.disturbed,
     }
 
 

@@ -229,7 +229,7 @@ def _spread(evidence: Evidence) -> str:
         "Every latency that was measured",
         '<figure><div class="plot low" id="spread" role="img" aria-label="Box plot of the latencies in the table '
         f'below"></div></figure>{_table(headers, rows, caption="Latency percentiles")}',
-        "In turns, after warm-up, nothing dropped.",
+        f"In turns, after warm-up, nothing dropped. {words.disturbance(evidence)}".strip(),
     )
 
 

@@ -167,6 +167,8 @@ def summary(evidence: Mapping[str, Any], *, console: Console) -> None:
     console.print(Text.assemble((verdict["word"], STYLE[verdict["word"]]), "  ", words.sentence(evidence)))
     if verdict["word"] != "PASS":
         console.print(Text(verdict["reason"]))
+    if busy := words.disturbance(evidence):
+        console.print(Text(busy, style="yellow"))
     console.print()
     for name in ("artifact", "evidence", "report"):
         console.print(f"{name:<9} {paths[name]}", markup=False, highlight=False, soft_wrap=True)

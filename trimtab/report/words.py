@@ -152,3 +152,18 @@ def sentence(evidence: Mapping[str, Any]) -> str:
         f"{change(drop['diff'], percent=percent, unit=True)}, at worst by {change(drop['low'], percent=percent)} "
         f"with {100 * drop['confidence']:g} % confidence, where {change(-drop['margin'], percent=percent)} was allowed."
     )
+
+
+def disturbance(evidence: Mapping[str, Any]) -> str:
+    """Which latencies were taken on a disturbed machine, or nothing.
+
+    >>> disturbance({"rows": [{"name": "a", "disturbed": True}, {"name": "b", "disturbed": False}]})
+    'The machine was busy with something else while a was timed: its blocks disagree by more than they should.'
+    """
+    names = [row["name"] for row in evidence["rows"] if row.get("disturbed")]
+    if not names:
+        return ""
+    return (
+        f"The machine was busy with something else while {' and '.join(names)} was timed: its blocks disagree by more "
+        "than they should."
+    )

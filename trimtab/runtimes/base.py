@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SIGNATURE_FILE = "signature.json"
 # How native writers say that the disk is full: it must not pass for a graph that cannot be exported.
-DISK_WORDS = ("No space left on device", "File too large", "iostream error")
+DISK_WORDS = ("No space left on device", "File too large", "File size limit exceeded", "iostream error")
 
 
 class Runtime(Protocol):
@@ -195,7 +195,7 @@ def exporting(name: str) -> Iterator[None]:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:400]
-        if any(words in reason for words in DISK_WORDS):
+        if any(words in str(cause) for words in DISK_WORDS):
             raise OSError(errno.EIO, f"{name} could not write its files ({reason})") from error
         raise RuntimeFailed(
             f"{name} cannot export this graph: {reason}. Use another runtime, or replace the operation."

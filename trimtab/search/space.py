@@ -96,7 +96,6 @@ def cost(trial: Trial, minimise: str) -> float:
 def choose(trials: list[Trial], chance: Callable[[Trial], float]) -> Trial:
     """Of those that are likely to pass the one that gains most, else the likeliest.
 
-
     Args:
         trials: at least one, measured on `select`.
         chance: how likely a trial's quality is to be proven on `verify`, 0 ... 1.

@@ -1,0 +1,140 @@
+"""What a race shows, what a gain is, which runtimes may be used, and that a wrong or half-written file is refused."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.fx import GraphModule
+
+from tests.nets import net
+from trimtab.core import Precision, Target
+from trimtab.errors import GoalError, RuntimeFailed
+from trimtab.graph.capture import capture
+from trimtab.measure.speed import Timing
+from trimtab.runtimes import RUNTIMES
+from trimtab.runtimes.base import exporting
+from trimtab.runtimes.eager import Eager
+from trimtab.runtimes.evaluate import Exported, Raced, export_checked, gain_over, measurements, race, usable
+
+
+def graph_and_inputs(*, seed: int = 0) -> tuple[GraphModule, tuple[np.ndarray, ...]]:
+    module, x = net("mlp", seed=seed)
+    return capture(module, (x,)), (x.numpy(),)
+
+
+@dataclass(frozen=True)
+class Wrong(Eager):
+    """Exports another model than the one it was given."""
+
+    def export(
+        self, graph: GraphModule, folder: Path, *, precision: Precision, batch_size: int, threads: int
+    ) -> tuple[str, ...]:
+        other, _ = graph_and_inputs(seed=1)
+        return super().export(other, folder, precision=precision, batch_size=batch_size, threads=threads)
+
+
+def test_a_file_that_answers_otherwise_is_refused(tmp_path: Path) -> None:
+    graph, inputs = graph_and_inputs()
+    with pytest.raises(RuntimeFailed, match="does not answer as the graph does: relative L2"):
+        export_checked(graph, Wrong(), tmp_path, precision="fp32", inputs=inputs, target=Target())
+
+
+def test_a_race_gives_each_its_latencies_memory_and_answers(tmp_path: Path) -> None:
+    graph, inputs = graph_and_inputs()
+    files = {}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        export_checked(graph, RUNTIMES["eager"], tmp_path / name, precision="fp32", inputs=inputs, target=Target())
+        files[name] = Exported("eager", "fp32", tmp_path / name)
+    told: list[str] = []
+    raced = race(files, inputs, target=Target(), rounds=2, report=lambda done, total, text: told.append(text))
+    assert set(raced) == set(told) == {"one", "two"}
+    with torch.no_grad():
+        want = graph(torch.from_numpy(inputs[0])).numpy()
+    for name, own in raced.items():
+        assert len(own.timing.samples_ms) == 20 * len(own.timing.block_medians)
+        assert np.allclose(own.answers, want, atol=1e-6)
+        found = {m.quantity: m for m in measurements(own, files[name])}
+        assert found["latency_ms"].low <= found["latency_ms"].value <= found["latency_ms"].high
+        assert found["size_bytes"].value == sum(path.stat().st_size for path in (tmp_path / name).iterdir())
+        assert found["memory_bytes"].value == own.peak_bytes > 10_000_000
+
+
+def raced(ms: float, peak_bytes: int) -> Raced:
+    blocks = tuple(ms * (1 + 0.001 * place) for place in range(8))
+    return Raced(Timing(blocks, blocks), peak_bytes, np.zeros(1))
+
+
+def test_a_gain_is_how_many_times_less_of_what_is_minimised(tmp_path: Path) -> None:
+    for name, size in (("large", 3000), ("small", 1000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(bytes(size))
+    files = (Exported("eager", "fp32", tmp_path / "large"), Exported("eager", "fp32", tmp_path / "small"))
+    pair = (raced(4.0, 500), raced(2.0, 1000))
+    assert gain_over(*pair, files=files, minimise="latency_ms").value == pytest.approx(2.0)
+    assert gain_over(*pair, files=files, minimise="size_bytes").value == 3.0
+    memory = gain_over(*pair, files=files, minimise="memory_bytes")
+    assert (memory.value, memory.low, memory.high) == (0.5, 0.5, 0.5), "twice the memory is no gain"
+
+
+def test_which_runtimes_may_be_used() -> None:
+    assert list(usable(Target(runtimes=("onnxruntime", "eager")))) == ["onnxruntime", "eager"]
+    assert set(usable(Target())) == {name for name, runtime in RUNTIMES.items() if runtime.missing() is None}
+    with pytest.raises(GoalError, match="no runtime 'tensorrt'; the runtimes are eager, inductor"):
+        usable(Target(runtimes=("tensorrt",)))
+
+
+@pytest.mark.parametrize("words", ["[Errno 28] No space left on device", "basic_ios::clear: iostream error"])
+def test_a_full_disk_does_not_pass_for_a_graph_that_cannot_be_exported(words: str) -> None:
+    with pytest.raises(OSError, match="native could not write its files") as caught, exporting("native"):
+        raise RuntimeError(words)
+    assert caught.value.errno == errno.EIO
+    with pytest.raises(RuntimeFailed, match="native cannot export this graph"), exporting("native"):
+        raise RuntimeError("unsupported operator")
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from tests.runtimes.test_evaluate import graph_and_inputs
+from trimtab.errors import RunError
+from trimtab.files import folder_atomic
+from trimtab.runtimes import RUNTIMES
+graph, _ = graph_and_inputs()
+RUNTIMES[sys.argv[1]].export(graph, Path(sys.argv[2]), precision="fp32", batch_size=1, threads=1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), int(sys.argv[4])))
+try:
+    with folder_atomic(Path(sys.argv[3])) as scratch:
+        RUNTIMES[sys.argv[1]].export(graph, scratch, precision="fp32", batch_size=1, threads=1)
+except RunError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("runtime", "limit"),
+    [
+        ("eager", 3000),
+        ("onnxruntime", 3000),
+        ("openvino", 3000),
+        pytest.param("inductor", 60000, marks=pytest.mark.slow),
+    ],
+)
+def test_an_export_to_a_full_disk_is_told_as_such_and_leaves_nothing(runtime: str, limit: int, tmp_path: Path) -> None:
+    if reason := RUNTIMES[runtime].missing():
+        pytest.skip(reason)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "runs").mkdir()
+    command = [sys.executable, "-c", FULL, runtime, str(tmp_path / "whole"), str(tmp_path / "runs" / "r"), str(limit)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert done.stdout.startswith("Cannot write"), done.stdout + done.stderr
+    assert "Nothing half-written was left there. Free some space" in done.stdout
+    assert list((tmp_path / "runs").iterdir()) == []
