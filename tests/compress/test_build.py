@@ -73,7 +73,7 @@ class Bench:
     told: list[str]
 
     def build(self, *methods: Any) -> Built:
-        tools = Tools(report=lambda done, total, text: self.told.append(text), folder="work")
+        tools = Tools(report=lambda done, total, text: self.told.append(text), folder=str(self.folder / "work"))
         return build(Recipe(methods), self.original, self.task, once_folder=self.once_folder, tools=tools)
 
     def once_folder(self, name: str, make: Callable[[Path], Any]) -> Path:

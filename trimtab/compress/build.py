@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -64,12 +65,12 @@ def build(recipe: Recipe, original: Built, task: Task, *, once_folder: OnceFolde
     method = recipe.methods[-1]
     name = key(recipe)
 
+    work = f"{tools.folder}/{name}" if tools.folder else None
+
     def make(folder: Path) -> None:
         started = time.perf_counter()
         plan = method.plan(stem.graph, task)
-        own = replace(
-            tools, task=task, original=original.graph, folder=f"{tools.folder}/{name}" if tools.folder else None
-        )
+        own = replace(tools, task=task, original=original.graph, folder=work)
         graph = method.apply(stem.graph, plan, own)
         stage = Stage(
             method.name,
@@ -82,6 +83,8 @@ def build(recipe: Recipe, original: Built, task: Task, *, once_folder: OnceFolde
         write_json(folder / PLAN_FILE, cattrs.unstructure(stage))
 
     folder = once_folder(f"built/{name}", make)
+    if work:
+        shutil.rmtree(work, ignore_errors=True)  # its checkpoints: the stage has ended
     stage = cattrs.structure(read_json(folder / PLAN_FILE), Stage)
     return Built(load_graph(folder), folder, (*stem.stages, stage))
 
