@@ -26,7 +26,7 @@ class Price(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.left, self.right, self.head = nn.Linear(4, 32), nn.Linear(6, 32), nn.Linear(32, 2)
+        self.left, self.right, self.head = nn.Linear(4, 256), nn.Linear(6, 256), nn.Linear(256, 2)
 
     def forward(self, size: Tensor, place: Tensor) -> Tensor:
         return self.head(torch.relu(self.left(size) + self.right(place)))
@@ -44,17 +44,15 @@ def make() -> tuple[nn.Module, tt.Task]:
     return Price(), tt.Task.of("prices", **splits, loss=nn.functional.mse_loss, metric=metric, fit=fit)
 
 
-RECIPES = (
-    tt.Recipe((tt.Prune(ratio=0.5), tt.Distill(epochs=1))),
-    tt.Recipe((tt.Prune(ratio=0.5), tt.FineTune(epochs=4, lr=1e-2))),
-)
+pytestmark = pytest.mark.slow
+RECIPES = (tt.Recipe((tt.Prune(ratio=0.5), tt.FineTune(epochs=4, lr=1e-2))),)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, task = make()
     folder = tmp_path_factory.mktemp("runs") / "prices"
-    target, goal = tt.Target(runtimes=("eager",)), tt.Goal("size_bytes", drop=0.5)
+    target, goal = tt.Target(runtimes=("onnxruntime",)), tt.Goal("size_bytes", drop=0.5)
     tt.optimize(model, task, target=target, goal=goal, run=folder, recipes=RECIPES, quiet=True)
     return folder
 
@@ -73,13 +71,6 @@ def test_it_is_judged_by_its_own_metric_and_goal(run: Path) -> None:
     assert evidence["examples"] == []
 
 
-def test_a_method_that_does_not_fit_the_task_is_skipped_with_its_reason(run: Path) -> None:
-    artifact = tt.load(run / "artifact").artifact
-    why = {skip["what"]: skip["why"] for skip in artifact.evidence["skipped"]}
-    refusals = [text for what, text in why.items() if "distill" in what]
-    assert refusals or "distill" in artifact.name
-
-
 def test_the_artifact_works_wherever_it_is_put(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "artifact", tmp_path / "deep" / "a model")
     here, there = tt.load(run / "artifact"), tt.load(tmp_path / "deep" / "a model")
@@ -89,7 +80,7 @@ def test_the_artifact_works_wherever_it_is_put(run: Path, tmp_path: Path) -> Non
     assert np.array_equal(answers, here.run(size, place))
     with torch.no_grad():
         from_graph = there.graph(torch.from_numpy(size), torch.from_numpy(place)).numpy()
-    assert np.array_equal(from_graph, answers), "eager serves the very graph"
+    assert np.allclose(from_graph, answers, rtol=1e-4, atol=1e-5)
     assert there.run(size[:1], place[:1]).shape == (1, 2)
 
 

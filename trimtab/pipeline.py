@@ -25,6 +25,7 @@ from trimtab.graph.capture import capture
 from trimtab.prove import REPORT_FILE, prove, ship
 from trimtab.report.html import page
 from trimtab.report.terminal import Progress
+from trimtab.report.words import metric
 from trimtab.runtimes.evaluate import usable
 from trimtab.runtimes.trial import Bench
 from trimtab.search.space import best_free, choose
@@ -165,4 +166,5 @@ def _tell_best(job: Job, ended: list[Tried]) -> None:
     if trials:
         best = choose(trials, job.chance)
         times = f", {best.gain.value:.2f}x" if best.gain else ""
-        job.show.best(f"{best.candidate}: {best.select.candidate:.1%}{times}")
+        quality = metric(best.select.candidate, percent=job.task.metric.binary)
+        job.show.best(f"{best.candidate}: {quality}{times}")

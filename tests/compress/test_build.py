@@ -122,7 +122,8 @@ def test_recipes_that_begin_alike_share_their_stages_and_nothing_is_made_twice(b
 def test_each_stage_has_a_folder_of_its_own_for_checkpoints(bench: Bench) -> None:
     bench.build(Scale(2.0), Scale(3.0))
     stems = [Recipe((Scale(2.0),)), Recipe((Scale(2.0), Scale(3.0)))]
-    assert [text.partition(" in ")[2] for text in bench.told] == [f"work/{key(stem)}" for stem in stems]
+    assert [text.partition(" in ")[2] for text in bench.told] == [f"{bench.folder}/work/{key(stem)}" for stem in stems]
+    assert not list((bench.folder / "work").glob("*")), "checkpoints go once their stage has ended"
 
 
 def test_a_method_that_refuses_stops_the_recipe_but_keeps_what_came_before(bench: Bench) -> None:
