@@ -107,6 +107,19 @@ class Moody(nn.Module):
         return -self.layer(x)
 
 
+class Exotic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.layer(torch.special.bessel_j0(x))
+
+
+def exotic():
+    return small(Exotic())
+
+
 def data_dependent():
     return small(Moody())
 """
@@ -355,6 +368,14 @@ def test_bad_input_is_one_clear_message_and_leaves_nothing(what: str, trimtab: T
 
 def test_data_dependent_control_flow_names_the_mend(trimtab: Trimtab) -> None:
     assert "torch.where" in trimtab("optimize", "job.py:data_dependent").err
+
+
+def test_a_model_that_no_allowed_runtime_takes_is_told_with_the_reasons(trimtab: Trimtab) -> None:
+    said = trimtab("optimize", "job.py:exotic", "--runtimes", "onnxruntime", "--quiet")
+    refused(said, "RuntimeFailed: The model runs in none of the runtimes that the target allows.")
+    assert "original (onnxruntime fp32): ONNX cannot export this graph" in said.err
+    assert "bessel_j0" in said.err
+    assert "eager" not in said.err
 
 
 CHILD = """

@@ -99,7 +99,8 @@ def free_baselines(job: Job, bench: Bench, original: Built, runtimes: tuple[str,
         except RuntimeFailed as error:
             skipped.append(Skip(candidate.name, str(error)))
     if not any(file.runtime in runtimes for file in files.values()):
-        reasons = "".join(f"\n  {skip.what}: {skip.why}" for skip in skipped)
+        told = [skip for skip in skipped if any(f"({name} " in skip.what for name in runtimes)]
+        reasons = "".join(f"\n  {skip.what}: {skip.why}" for skip in told)
         raise RuntimeFailed(f"The model runs in none of the runtimes that the target allows.{reasons}\nAllow others.")
     job.show.step(len(pairs), 2 * len(pairs), f"timing {len(files)} baselines in turn")
     free = job.held.once("free", lambda: try_free(bench, files), list[Trial])

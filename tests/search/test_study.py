@@ -59,6 +59,14 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"not a run's folder.*thesis\.tex"), study(tmp_path, IDENTITY):
         pass
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"], "not even a lock is left"
+
+
+def test_a_run_killed_at_its_very_start_can_be_started_again(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("1")
+    (tmp_path / ".run.json.1234.part").write_text('{"ta')
+    with study(tmp_path, IDENTITY):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "run.json"]
 
 
 def test_a_damaged_identity_is_refused(tmp_path: Path) -> None:
