@@ -61,10 +61,17 @@ def test_the_best_free_baseline_keeps_the_quality_and_is_allowed() -> None:
     assert best_free(free, Goal(), Target(runtimes=("eager",))).id == "c"
 
 
-def test_the_cheapest_likely_trial_is_chosen_else_the_likeliest() -> None:
+def test_of_the_likely_the_one_that_gains_most_is_chosen_else_the_likeliest() -> None:
     # "fast" was measured while the machine was busy: its latency misleads, its gain over the baseline does not
     trials = [trial("fast", 3.0, gain=3.0), trial("safe", 2.0, gain=1.5), trial("slow", 0.1, gain=1.0)]
     chances = {"fast": 0.3, "safe": 0.9, "slow": 1.0}
     assert choose(trials, lambda t: chances[t.id]).id == "safe"
     assert choose(trials, lambda t: 0.9).id == "fast"
     assert choose(trials, lambda t: chances[t.id] / 2).id == "safe"
+
+
+def test_the_more_recipes_compete_the_surer_one_must_be() -> None:
+    trials = [replace(trial(str(i), 1.0, gain=2.0 + i), recipe=f"recipe {i}") for i in range(5)]
+    chances = {"0": 0.97, "1": 0.5, "2": 0.5, "3": 0.5, "4": 0.9}
+    assert choose(trials, lambda t: chances[t.id]).id == "0", "0.9 is not enough for the best of five"
+    assert choose([trials[0], trials[4]], lambda t: chances[t.id]).id == "4"

@@ -121,6 +121,11 @@ def _check_outputs(student: nn.Module, teacher: nn.Module, task: Task) -> None:
             f"Distill cannot match outputs of different shapes: the graph's are {learns} a sample, the original's "
             f"{teaches}. Give the graph the original's outputs."
         )
+    if task.train.targets.is_floating_point():
+        raise PlanError(
+            "Distill compares the probabilities of classes, but the task's targets are real numbers. "
+            "Use FineTune, which learns from them with the task's own loss."
+        )
     if not teaches or teaches[0] < 2:
         raise PlanError(
             f"Distill compares the probabilities of K >= 2 classes, but the original's outputs are {teaches} a "

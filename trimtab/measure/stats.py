@@ -25,6 +25,7 @@ from trimtab.errors import TaskError
 
 Floats = NDArray[np.float64]
 NUM_RESAMPLES = 4999
+MOST_TIMES_MORE = 1000
 CHUNK_BYTES = 1 << 24
 NOUN = {"latency_ms": "latency", "size_bytes": "size", "memory_bytes": "peak memory"}
 NOT_BETTER = {"latency_ms": "Not faster", "size_bytes": "Not smaller", "memory_bytes": "No less memory"}
@@ -158,13 +159,14 @@ def samples_to_decide(drop: Drop) -> int | None:
     The half-width falls as 1/sqrt(N), so N = n (half-width / |diff + margin|)^2.
 
     Returns:
-        0 if it is decided already; None if no number would do, because the difference sits on the margin.
+        0 if it is decided already; None if it would take over 1,000 times as many, as the difference sits on the
+        margin.
     """
     if _decided(drop):
         return 0
     room = drop.diff + drop.margin
     width = drop.diff - drop.low if room > 0 else drop.high - drop.diff
-    if abs(room) <= 1e-6 * width:
+    if abs(room) * math.sqrt(MOST_TIMES_MORE) <= width:
         return None
     return max(1, math.ceil(drop.n * (width / room) ** 2) - drop.n)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from trimtab.core import Candidate, Goal, Precision, Recipe, Skip, Target, Trial
 
-ENOUGH_CHANCE = 0.8
+RISK = 0.2
 SLOW, SLOW_INTEGERS = 1.25, 2.0
 
 
@@ -96,10 +96,14 @@ def cost(trial: Trial, minimise: str) -> float:
 def choose(trials: list[Trial], chance: Callable[[Trial], float]) -> Trial:
     """Of those that are likely to pass the one that gains most, else the likeliest.
 
+    The best of k recipes looks better than it is. So each must be likely enough that all k together mislead with a
+    probability of at most `RISK` (the union bound): its chance must be 1 - RISK / k or more.
+
     Args:
         trials: at least one, measured on `select`.
         chance: how likely a trial's quality is to be proven on `verify`, 0 ... 1.
     """
     better = [trial for trial in trials if trial.gain is not None and trial.gain.low > 1] or trials
-    likely = [trial for trial in better if chance(trial) >= ENOUGH_CHANCE]
+    enough = 1 - RISK / len({trial.recipe for trial in better})
+    likely = [trial for trial in better if chance(trial) >= enough]
     return max(likely, key=gained) if likely else max(better, key=chance)
