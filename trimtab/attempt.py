@@ -97,7 +97,7 @@ def free_baselines(job: Job, bench: Bench, original: Built, runtimes: tuple[str,
             own = _export(job, original, candidate)
             files[own.folder.name] = own
         except RuntimeFailed as error:
-            skipped.append(Skip(candidate.name, str(error)))
+            skipped.append(Skip(candidate.name, _brief(error)))
     if not any(file.runtime in runtimes for file in files.values()):
         told = [skip for skip in skipped if any(f"({name} " in skip.what for name in runtimes)]
         reasons = "".join(f"\n  {skip.what}: {skip.why}" for skip in told)
@@ -163,12 +163,18 @@ def _outcome(job: Job, bench: Bench, built: Built, free: list[Trial], candidate:
             job.show.step(0, 2, f"exporting {candidate.name}")
             own = _export(job, built, candidate)
         except RuntimeFailed as error:
-            return Outcome(skipped=(Skip(candidate.name, str(error)),))
+            return Outcome(skipped=(Skip(candidate.name, _brief(error)),))
         baseline = exported(job, best_free(free, job.goal, job.target))
         job.show.step(1, 2, f"timing {candidate.name}")
         return Outcome(try_one(bench, baseline, own, recipe=candidate.recipe.name))
 
     return job.held.once(f"trials/{_file_name(candidate)}", make, Outcome)
+
+
+def _brief(error: RuntimeFailed) -> str:
+    """A reason short enough for a table: of a long traceback, what it begins and ends with."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines) if len(lines) <= 3 else f"{lines[0]} ... {lines[-1]}"
 
 
 def _export(job: Job, built: Built, candidate: Candidate) -> Exported:
