@@ -19,7 +19,7 @@ import torch
 import trimtab as tt
 from tests import small
 from trimtab.errors import ArtifactError, RunError, RuntimeFailed, RuntimeMissing, SealError
-from trimtab.files import read_json
+from trimtab.files import read_json, sha256
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,6 @@ def test_killed_at_random_moments_it_ends_in_the_same_verdict(run: Path, tmp_pat
     assert not repeated, f"made again after it had ended: {repeated}"
     assert tt.load(folder / "artifact").artifact.verdict.word == tt.load(run / "artifact").artifact.verdict.word
     assert not list(folder.rglob(".*.part"))
-    same = ("original", "weights.safetensors")
-    assert folder.joinpath(*same).read_bytes() == run.joinpath(*same).read_bytes(), "resumed training is bit-exact"
+    hashes = {sha256(place / "original" / "weights.safetensors") for place in (folder, run)}
+    assert len(hashes) == 1, "resumed training must be bit-exact"
     assert read_json(folder / "run.json") == read_json(run / "run.json")
