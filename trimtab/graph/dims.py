@@ -45,10 +45,14 @@ class Place:
     size: int
     inner: int
 
+    def table(self) -> Tensor:
+        """The indices along the dim that belong to each channel, [size, indices of a channel], rising in each row."""
+        numbers = torch.arange(self.outer * self.size * self.inner).view(self.outer, self.size, self.inner)
+        return numbers.movedim(1, 0).reshape(self.size, -1)
+
     def indices(self, channel: int) -> tuple[int, ...]:
         """The indices along the dim that belong to one channel."""
-        mask = self.mask((channel,))
-        return tuple(mask.nonzero().flatten().tolist())
+        return tuple(self.table()[channel].tolist())
 
     def mask(self, kept: Sequence[int]) -> Tensor:
         """True at the indices along the dim that belong to the kept channels; [outer * size * inner]."""
