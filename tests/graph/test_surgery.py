@@ -15,6 +15,7 @@ from tests.graph.test_dims import Forward
 from tests.nets import NETS, net
 from trimtab.errors import PlanError
 from trimtab.graph import surgery
+from trimtab.graph.atoms import Block, Place
 from trimtab.graph.capture import capture, set_tensor_
 from trimtab.graph.dims import Groups, groups
 from trimtab.graph.modes import frozen_modes
@@ -231,7 +232,7 @@ def test_a_wrong_rule_is_caught_and_the_group_named(monkeypatch: pytest.MonkeyPa
 
     def wrong(_: GraphModule) -> Groups:
         first, *others = right.cuttable
-        swapped = tuple(replace(r, place=replace(r.place, outer=1, inner=4)) for r in first.reads)
+        swapped = tuple(replace(r, place=Place(r.place.size, r.place.width, (Block(0, (), 4),))) for r in first.reads)
         return Groups((replace(first, reads=swapped), *others), right.skipped)
 
     monkeypatch.setattr(surgery, "groups", wrong)
