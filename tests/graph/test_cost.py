@@ -16,7 +16,7 @@ from tests.graph.test_dims import Forward
 from tests.graph.test_rules import ROWS
 from tests.nets import NETS, net
 from trimtab.graph.capture import capture
-from trimtab.graph.cost import contractions, macs, macs_of_nodes, num_parameters, parameters
+from trimtab.graph.cost import Sizes, contractions, macs, macs_of_nodes, num_parameters, parameters
 from trimtab.graph.dims import Group, groups
 from trimtab.graph.surgery import cut
 
@@ -102,11 +102,11 @@ def test_a_cut_costs_what_was_said_before(name: str) -> None:
     kept = {group.name: tuple(range(group.size - max(1, group.size // 3))) for group in chosen}
     gone = {group.name: group.size - len(kept[group.name]) for group in chosen}
     pruned = cut(graph, kept)
-    said = {one.node: one.macs(gone) for one in contractions(graph, chosen)}
+    said = {one.node: one.macs(gone) for one in contractions(Sizes(graph, chosen))}
     assert said == macs_of_nodes(pruned)
-    numbers = {key: product.after(gone) for key, product in parameters(graph, chosen).items()}
+    numbers = {key: product.after(gone) for key, product in parameters(Sizes(graph, chosen)).items()}
     assert numbers == {key: p.numel() for key, p in pruned.named_parameters()}
-    assert any(one.groups() for one in contractions(graph, chosen)) == bool(chosen)
+    assert any(one.groups() for one in contractions(Sizes(graph, chosen))) == bool(chosen)
 
 
 def test_tied_weights_count_once() -> None:

@@ -2,8 +2,9 @@
 
 Read from the shapes in `meta["val"]`, nothing is run. Every cost is a sum of products of widths, and a width falls
 linearly in the channels that go from the groups in it, so the cost of a cut is known exactly without cutting. Counted
-are the operations that sum products (convolution, linear, matrix products, einsum, attention, recurrent layers); what works
-on each element is not, as everywhere in the field. A multiplication with its addition is one. Cost: linear in the graph.
+are the operations that sum products (convolution, linear, matrix products, einsum, attention, recurrent layers); what
+works on each element is not, as everywhere in the field. A multiplication with its addition is one.
+Cost: linear in the graph.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from trimtab.graph.atoms import Dim
 from trimtab.graph.calls import arguments
 from trimtab.graph.capture import get_tensor
 from trimtab.graph.dims import Flow, Group
@@ -52,6 +53,10 @@ class Product:
         """Its value when channels are gone."""
         return self.times * math.prod(width.after(gone) for width in self.widths)
 
+    def groups(self) -> tuple[str, ...]:
+        """The groups that it depends on."""
+        return tuple(dict.fromkeys(name for width in self.widths for name, _ in width.parts))
+
 
 @dataclass(frozen=True)
 class Contraction:
@@ -66,54 +71,57 @@ class Contraction:
 
     def groups(self) -> tuple[str, ...]:
         """The groups that its cost depends on."""
-        names = [name for product in self.products for width in product.widths for name, _ in width.parts]
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys(name for product in self.products for name in product.groups()))
 
 
 class Sizes:
-    """The widths of every tensor in a graph, as functions of the channels that are left in `groups`."""
+    """The widths of every tensor in a graph, as functions of the channels that are left in `groups`; none overlap."""
 
     def __init__(self, graph: GraphModule, groups: Iterable[Group] = ()) -> None:
         self.graph = graph
+        self.groups = tuple(groups)
         self._flow = Flow(graph)
         self._groups: dict[int, str] = {}
-        groups = tuple(groups)
-        if not groups:
+        self._known: dict[Node, tuple[Width, ...]] = {}
+        if not self.groups:
             return
         for node in graph.graph.nodes:
             self._flow.visit(node)
         dims = dict(self._flow.tensors.values())
-        for group in groups:
+        for group in self.groups:
             use = group.uses[0]
             places = self._flow.atoms.places(dims[use.name][use.dim])
             self._groups |= {leaf: group.name for leaf, place in places.items() if place == use.place}
 
     def of(self, node: Node) -> tuple[Width, ...]:
         """The widths of the tensor that `node` gives; the batch counts as one sample."""
-        sizes = tuple(_for_one_sample(size) for size in node.meta["val"].shape)
+        if node not in self._known:
+            self._known[node] = self._find(node)
+        return self._known[node]
+
+    def _find(self, node: Node) -> tuple[Width, ...]:
+        sizes = tuple(for_one_sample(size) for size in node.meta["val"].shape)
         dims = self._flow.dims.get(node, ()) if self._groups else ()
         if len(dims) != len(sizes):
             return tuple(Width(size) for size in sizes)
-        places = [self._flow.atoms.places(dim) for dim in dims]
-        return tuple(
-            Width(
-                size,
-                tuple((self._groups[leaf], found[leaf].table().shape[1]) for leaf in found if leaf in self._groups),
-            )
-            for size, found in zip(sizes, places, strict=True)
-        )
+        return tuple(Width(size, self._parts(dim)) for size, dim in zip(sizes, dims, strict=True))
+
+    def _parts(self, dim: Dim) -> tuple[tuple[str, int], ...]:
+        places = self._flow.atoms.places(dim)
+        own = {leaf: self._groups[leaf] for leaf in places if leaf in self._groups}
+        return tuple((name, places[leaf].table().shape[1]) for leaf, name in own.items())
 
 
-def contractions(graph: GraphModule, groups: Iterable[Group] = ()) -> tuple[Contraction, ...]:
-    """Every counted operation of `graph`, in order; with how it follows the widths of `groups`, none overlapping."""
-    sizes = Sizes(graph, groups)
-    found = [(node, COUNTED[node.target](sizes, node)) for node in graph.graph.nodes if node.target in COUNTED]
+def contractions(sizes: Sizes) -> tuple[Contraction, ...]:
+    """Every counted operation of the graph, in order, with how it follows the widths of the groups."""
+    nodes = sizes.graph.graph.nodes
+    found = [(node, COUNTED[node.target](sizes, node)) for node in nodes if node.target in COUNTED]
     return tuple(Contraction(node.name, products) for node, products in found)
 
 
-def parameters(graph: GraphModule, groups: Iterable[Group] = ()) -> dict[str, Product]:
-    """The number of numbers in each parameter that `graph` reads; tied ones count once, under their first name."""
-    sizes, seen, found = Sizes(graph, groups), set(), {}
+def parameters(sizes: Sizes) -> dict[str, Product]:
+    """The number of numbers in each parameter that the graph reads; tied ones count once, under their first name."""
+    graph, seen, found = sizes.graph, set(), {}
     trained = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
     for node in graph.graph.nodes:
         if node.op == "get_attr" and node.target in trained:
@@ -126,20 +134,21 @@ def parameters(graph: GraphModule, groups: Iterable[Group] = ()) -> dict[str, Pr
 
 def macs(graph: GraphModule) -> int:
     """Multiply-accumulates of the whole graph for one sample."""
-    return sum(one.macs() for one in contractions(graph))
+    return sum(one.macs() for one in contractions(Sizes(graph)))
 
 
 def macs_of_nodes(graph: GraphModule) -> dict[str, int]:
     """Multiply-accumulates for one sample of each operation that is counted, by the name of its node."""
-    return {one.node: one.macs() for one in contractions(graph)}
+    return {one.node: one.macs() for one in contractions(Sizes(graph))}
 
 
 def num_parameters(graph: GraphModule) -> int:
     """How many numbers the parameters of `graph` hold."""
-    return sum(product.after(NOTHING) for product in parameters(graph).values())
+    return sum(product.after(NOTHING) for product in parameters(Sizes(graph)).values())
 
 
-def _for_one_sample(size: Any) -> int:
+def for_one_sample(size: Any) -> int:
+    """A size with the batch in it, for a batch of one."""
     if isinstance(size, int):
         return size
     # A size with the batch in it is a multiple of the batch, as in B * T.
@@ -249,8 +258,3 @@ COUNTED: dict[Any, Callable[[Sizes, Node], tuple[Product, ...]]] = {
     aten.lstm_cell.default: _recurrent_cell,
     aten.gru_cell.default: _recurrent_cell,
 }
-
-
-def is_tensor(node: object) -> bool:
-    """Whether `node` is a node that gives one tensor."""
-    return isinstance(node, Node) and isinstance(node.meta.get("val"), Tensor)
