@@ -184,7 +184,7 @@ RULES: dict[Any, Rule] = {
     aten.max.other: pointwise,
     aten.min.other: pointwise,
     **_table("sum", add_up),
-    **_table("flatten squeeze unsqueeze", reshape),
+    **_table("flatten squeeze unsqueeze view_as reshape_as", reshape),
     aten.view.default: partial(reshape, sizes="size"),
     aten._unsafe_view.default: partial(reshape, sizes="size"),
     aten.reshape.default: partial(reshape, sizes="shape"),
