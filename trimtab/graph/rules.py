@@ -124,7 +124,8 @@ POINTWISE = (
     "fmod pow maximum minimum fmax fmin where addcmul addcdiv lerp masked_fill logical_and logical_or logical_not "
     "logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor __and__ __or__ __xor__ eq ne lt le gt ge clone "
     "contiguous detach alias lift_fresh_copy lift_fresh to _to_copy dropout feature_dropout alpha_dropout "
-    "native_dropout copy fill zero bernoulli special_expit special_log1p xlogy heaviside hypot logaddexp ldexp"
+    "native_dropout copy fill zero bernoulli special_expit special_log1p xlogy heaviside hypot logaddexp ldexp "
+    "multiply divide subtract absolute negative clip greater less greater_equal less_equal not_equal"
 )
 
 
