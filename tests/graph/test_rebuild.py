@@ -1,0 +1,354 @@
+"""A pruned graph as the user's own class: every class that can follow does, and the others are told where they cannot."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from tests.nets import NETS, net
+from trimtab.errors import PlanError
+from trimtab.graph.capture import capture
+from trimtab.graph.dims import groups
+from trimtab.graph.rebuild import as_module
+from trimtab.graph.save import load_graph, save_graph
+from trimtab.graph.surgery import cut, relative_error
+
+
+def halves(graph: GraphModule) -> dict[str, tuple[int, ...]]:
+    return {group.name: tuple(range(0, group.size, 2)) for group in groups(graph).cuttable}
+
+
+def same(module: nn.Module, graph: GraphModule, *inputs: Tensor) -> None:
+    """`module` is the graph: answers, names, shapes, bits, one step of training."""
+    assert not isinstance(module, GraphModule)
+    assert relative_error(module(*inputs), graph(*inputs)) < 1e-5
+    ours, theirs = dict(module.named_parameters()), dict(graph.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    own = {id(parameter) for parameter in graph.parameters()}
+    assert not any(id(parameter) in own for parameter in module.parameters())
+    copy.deepcopy(module).train()(*inputs).sum().backward()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_cut_net_is_its_own_class_again(name: str) -> None:
+    module, x = net(name)
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    pruned = cut(capture(module, (x,)), halves(capture(module, (x,))))
+    own = as_module(pruned, like=module)
+    assert type(own) is type(module)
+    same(own, pruned, x)
+    assert not own.training
+    assert all(torch.equal(tensor, module.state_dict()[key]) for key, tensor in before.items())
+    again = capture(own, (x,))
+    assert groups(again) == groups(pruned), "it can be captured and pruned further"
+
+
+def test_the_attributes_of_layers_follow() -> None:
+    module, x = net("resnet")
+    graph = capture(module, (x,))
+    own = as_module(cut(graph, halves(graph)), like=module)
+    block: Any = own.get_submodule("blocks.1")
+    assert (block.depthwise.groups, block.depthwise.in_channels, block.depthwise.out_channels) == (16, 16, 16)
+    assert (block.grouped.groups, block.grouped.in_channels, block.grouped.out_channels) == (4, 16, 16)
+    assert block.bn1.num_features == 16
+    assert repr(own.get_submodule("head")) == "Linear(in_features=16, out_features=5, bias=True)"
+
+
+class Wide(nn.Module):
+    """The constructor's arguments decide the sizes."""
+
+    def __init__(self, a: int = 24, b: int = 16) -> None:
+        super().__init__()
+        self.widths = [a, b]
+        self.first, self.second, self.last = nn.Linear(6, a), nn.Linear(a, b), nn.Linear(b, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.widths
+        y = torch.relu(self.first(x)).view(x.shape[0], 1, a).reshape(x.shape[0], a)
+        return self.last(torch.relu(self.second(y)).view(-1, b))
+
+
+@settings(deadline=None, max_examples=10, derandomize=True)
+@given(st.sets(st.integers(0, 23), min_size=1), st.sets(st.integers(0, 15), min_size=1))
+def test_any_widths_of_an_mlp(first: set[int], second: set[int]) -> None:
+    torch.manual_seed(0)
+    module, x = Wide(), torch.randn(4, 6)
+    pruned = cut(capture(module, (x,)), {"first": sorted(first), "second": sorted(second)})
+    own = as_module(pruned, like=module)
+    same(own, pruned, x)
+    assert own.widths == [len(first), len(second)]
+    made = as_module(pruned, like=Wide(len(first), len(second)))
+    assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in made.state_dict().items())
+    assert made.widths == own.widths
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.inner = num_heads, head_dim, num_heads * head_dim
+        self.scale = head_dim**-0.5
+        self.q, self.k, self.v = (nn.Linear(dim, self.inner) for _ in range(3))
+        self.out = nn.Linear(self.inner, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = (f(x).view(b, t, self.num_heads, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        weights = (q @ k.transpose(-2, -1) * self.scale).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(b, t, self.inner))
+
+
+class Layer(nn.Module):
+    def __init__(self, dim: int, num_heads: int, head_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden, self.dim = hidden, dim
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = Attention(dim, num_heads, head_dim)
+        self.up, self.down, self.drop = nn.Linear(dim, hidden), nn.Linear(hidden, dim), nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[-1] == self.dim
+        x = x + self.attention(self.norm1(x))
+        return x + self.drop(self.down(nn.functional.gelu(self.up(self.norm2(x)))))
+
+
+class Encoder(nn.Module):
+    """[B, 5] of token ids -> [B, 3]. `num_layers` is a number that no output depends on."""
+
+    def __init__(self, dim: int = 16, num_heads: int = 4, head_dim: int = 4, hidden: int = 32) -> None:
+        super().__init__()
+        self.num_layers = 4
+        self.embed, self.position = nn.Embedding(11, dim), nn.Parameter(torch.randn(1, 5, dim))
+        self.layers = nn.Sequential(*(Layer(dim, num_heads, head_dim, hidden) for _ in range(2)))
+        self.head = nn.Linear(dim, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.layers(self.embed(ids) + self.position).mean(1))
+
+
+IDS = torch.arange(20).view(4, 5) % 11
+
+
+def test_feed_forward_neurons_of_an_encoder() -> None:
+    module = Encoder().eval()
+    graph = capture(module, (IDS,))
+    kept = {f"layers.{place}.up": tuple(range(4 + place)) for place in range(2)}
+    pruned = cut(graph, kept)
+    own = as_module(pruned, like=module)
+    same(own, pruned, IDS)
+    assert [layer.hidden for layer in own.layers] == [4, 5]
+    assert [layer.dim for layer in own.layers] == [16, 16]
+    assert own.layers[0].up.out_features == own.layers[0].down.in_features == 4
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "head_dim", "hidden"), [(2, 4, 32), (3, 4, 16), (1, 4, 32), (4, 4, 6), (3, 4, 3)]
+)
+def test_heads_of_an_encoder_though_heads_and_head_dim_are_equal_numbers(
+    num_heads: int, head_dim: int, hidden: int
+) -> None:
+    """The graph of the smaller model stands for the cut one: a cut has the same operations and other numbers."""
+    torch.manual_seed(0)
+    smaller = Encoder(num_heads=num_heads, head_dim=head_dim, hidden=hidden).eval()
+    pruned = capture(smaller, (IDS,))
+    own = as_module(pruned, like=Encoder())
+    same(own, pruned, IDS)
+    for layer in own.layers:
+        assert (layer.attention.num_heads, layer.attention.head_dim) == (num_heads, head_dim)
+        assert (layer.attention.inner, layer.hidden, layer.dim) == (num_heads * head_dim, hidden, 16)
+    assert own.num_layers == 4
+
+
+def test_a_loaded_graph_knows_its_class_as_well(tmp_path: Any) -> None:
+    module, x = net("resnet")
+    graph = capture(module, (x,))
+    pruned = cut(graph, halves(graph))
+    save_graph(pruned, tmp_path)
+    same(as_module(load_graph(tmp_path).train(), like=module).eval(), pruned, x)
+
+
+def test_it_has_the_mode_of_the_graph() -> None:
+    module, x = net("mlp")
+    assert as_module(capture(module, (x,)).train(), like=module).training
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.other = nn.Linear(8, 12), nn.Linear(8, 12)
+        self.other.weight = self.inner.weight
+        self.shared = nn.Linear(12, 12)
+        self.again = self.shared
+        self.last, self.unused = nn.Linear(12, 2), nn.Linear(12, 7)
+        self.mask = torch.rand(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.inner(x) + self.other(x)) * self.mask
+        return self.last(torch.relu(self.again(torch.relu(self.shared(y)))))
+
+
+def test_tied_weights_stay_tied_and_plain_tensors_are_cut() -> None:
+    module, x = Tied().eval(), torch.randn(4, 8)
+    graph = capture(module, (x,))
+    pruned = cut(graph, halves(graph))
+    own = as_module(pruned, like=module)
+    assert relative_error(own(x), pruned(x)) < 1e-5
+    assert own.inner.weight is own.other.weight
+    assert own.again is own.shared
+    assert own.inner.weight.shape == (6, 8)
+    assert own.mask.shape == (6,)
+    assert own.unused.weight.shape == (7, 12)
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    module, x = net("mlp")
+    module.get_parameter("layers.0.weight").requires_grad_(False)
+    graph = capture(module, (x,))
+    own = as_module(cut(graph, {"layers.0": (0, 1, 2)}), like=module)
+    assert [name for name, one in own.named_parameters() if not one.requires_grad] == ["layers.0.weight"]
+
+
+class Forward(nn.Module):
+    def __init__(self, forward: Callable, **parts: Any) -> None:
+        super().__init__()
+        self.do = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.do(self, x)
+
+
+class Recurrent(nn.Module):
+    """[B, 4, 5] -> [B, 2]: layers whose sizes their weights tell, as a cut would leave them."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.up, self.norm, self.slope = nn.Conv1d(4, width, 1), nn.GroupNorm(2, width), nn.PReLU(width)
+        self.back, self.rms = nn.ConvTranspose1d(width, width, 3, groups=width), nn.RMSNorm(7)
+        self.cells = nn.LSTM(width, width, batch_first=True)
+        self.split = nn.Unflatten(1, (width, 1))
+        self.last = nn.Bilinear(width, width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.rms(self.back(self.slope(self.norm(self.up(x)))))
+        y = self.cells(y.transpose(1, 2))[0][:, -1]
+        y = self.split(y).flatten(1)
+        return self.last(y, y)
+
+
+def test_layers_of_many_kinds() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 5)
+    pruned = capture(Recurrent(6).eval(), (x,))
+    own = as_module(pruned, like=Recurrent())
+    same(own, pruned, x)
+    assert (own.cells.hidden_size, own.cells.input_size, own.norm.num_channels) == (6, 6, 6)
+    assert (own.back.groups, own.back.in_channels, own.back.out_channels) == (6, 6, 6)
+    assert (own.split.unflattened_size, own.slope.num_parameters) == ((6, 1), 6)
+    assert (own.last.in1_features, own.last.out_features) == (6, 2)
+
+
+def test_a_multiple_of_an_attribute() -> None:
+    def doubled(m: Any, x: Tensor) -> Tensor:
+        return m.last(torch.relu(m.first(x))[:, : 2 * m.width].view(-1, 2 * m.width))
+
+    def make(width: int) -> nn.Module:
+        return Forward(doubled, width=width, first=nn.Linear(5, 2 * width), last=nn.Linear(2 * width, 2)).eval()
+
+    x = torch.randn(4, 5)
+    pruned = capture(make(3), (x,))
+    own: Any = as_module(pruned, like=make(7))
+    assert own.width == 3
+    same(own, pruned, x)
+
+
+# --- what a class cannot follow --------------------------------------------------------------------------------------
+
+
+def refusal(pruned: GraphModule, like: nn.Module) -> str:
+    with pytest.raises(PlanError) as refused:
+        as_module(pruned, like=like)
+    return str(refused.value)
+
+
+def test_a_size_written_into_forward_is_told_with_its_line() -> None:
+    def hard(m: Any, x: Tensor) -> Tensor:
+        return m.b(torch.relu(m.a(x)).view(-1, 5 * 16)).relu()
+
+    module = Forward(hard, a=nn.Linear(6, 16), b=nn.Linear(5 * 16, 3)).eval()
+    pruned = cut(capture(module, (torch.randn(4, 5, 6),)), {"a": tuple(range(8))})
+    said = refusal(pruned, module)
+    assert said.startswith("Forward cannot take the graph's sizes: its forward: shape '[-1, 80]' is invalid")
+    assert "test_rebuild.py:" in said
+    assert "m.b(torch.relu(m.a(x)).view(-1, 5 * 16))" in said
+    assert "The graph itself keeps working" in said
+    assert "tt.save(graph, folder)" in said
+
+
+def test_a_number_that_changes_the_values_is_told_with_its_line() -> None:
+    class Scaled(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            b, t, _ = x.shape
+            q, k, v = (f(x).view(b, t, self.num_heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+            weights = (q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5).softmax(-1)
+            return self.out((weights @ v).transpose(1, 2).reshape(b, t, self.inner)).mean(1)
+
+    pruned = capture(Scaled(8, 2, 2).eval(), (torch.randn(4, 5, 8),))
+    scale = next(node for node in pruned.graph.nodes if "mul" in node.name)
+    scale.update_arg(1, 0.5)  # as a cut of 4 channels to 2 leaves it
+    pruned.recompile()
+    said = refusal(pruned, Scaled(8, 2, 4))
+    assert "is 1" not in said.splitlines()[0]
+    assert "in eval mode its output is" in said
+
+
+def test_one_attribute_for_two_widths_is_refused() -> None:
+    def loop(m: Any, x: Tensor) -> Tensor:
+        for part in (m.a, m.b):
+            x = torch.relu(part(x)).view(-1, m.width)
+        return m.c(x)
+
+    module = Forward(loop, width=8, a=nn.Linear(4, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 2)).eval()
+    graph = capture(module, (torch.randn(4, 4),))
+    same(
+        as_module(cut(graph, {"a": (0, 1), "b": (2, 3)}), like=module),
+        cut(graph, {"a": (0, 1), "b": (2, 3)}),
+        torch.randn(4, 4),
+    )
+    said = refusal(cut(graph, {"a": (0, 1), "b": (2, 3, 4)}), module)
+    assert "x = torch.relu(part(x)).view(-1, m.width)" in said
+    assert "Set for it: width 8 -> 2" in said
+
+
+def test_another_model_is_refused() -> None:
+    mlp, x = net("mlp")
+    conv, _ = net("conv")
+    assert "`like` does not take what the graph takes" in refusal(capture(mlp, (x,)), conv)
+    other = nn.Sequential(nn.Linear(16, 5))
+    assert "Sequential has no layers.0.weight" in refusal(capture(mlp, (x,)), other)
+    more = copy.deepcopy(mlp)
+    more.layers.append(nn.Linear(5, 5))
+    assert "The graph no longer has layers.6.weight, layers.6.bias, which MLP needs" in refusal(
+        capture(mlp, (x,)), more
+    )
+    untied = Tied()
+    untied.other.weight = nn.Parameter(torch.randn(12, 8))
+    assert "are one tensor in Tied and two in the graph" in refusal(capture(untied, (torch.randn(4, 8),)), Tied())
+
+
+def test_what_is_no_graph_or_no_class_is_refused() -> None:
+    mlp, x = net("mlp")
+    graph = capture(mlp, (x,))
+    with pytest.raises(PlanError, match="got a MLP and a MLP"):
+        as_module(mlp, like=mlp)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="Give the module that you captured"):
+        as_module(graph, like=graph)
