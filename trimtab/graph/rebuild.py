@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -133,8 +134,9 @@ def as_module(graph: GraphModule, *, like: M) -> M:
     _set_counts_(module, graph)
     other = same_operations(graph, before)
     doubtful = attributes(like, () if other else numbers(before, graph), widths, derived)
-    chosen, why = _choose_(module, doubtful, _Expected(graph, inputs))
-    why = why or _difference(graph, module, inputs)
+    chosen, miss = _choose_(module, doubtful, _Expected(graph, inputs))
+    # What ran and was wrong is told by the first number that is not the graph's.
+    why = miss.why if miss and not miss.ran else _difference(graph, module, inputs) or (miss and miss.why)
     if why:
         told = [line for one, option in zip(doubtful, chosen, strict=True) for line in one.told(option)]
         tried = f"Set for it: {', '.join(told[:8])}{', ...' if len(told) > 8 else ''}.\n" if told else ""
@@ -226,6 +228,14 @@ def _set_counts_(module: nn.Module, graph: GraphModule) -> None:
             setattr(part, *counts[id(part.weight)])
 
 
+@dataclass(frozen=True)
+class _Misfit:
+    """Why a module is not the graph, in words; `ran`: it gave an answer, but another one."""
+
+    why: str
+    ran: bool
+
+
 class _Expected:
     """What the graph answers in eval mode, to compare a module's answers with."""
 
@@ -235,29 +245,33 @@ class _Expected:
             self.output = Interpreter(copy.deepcopy(graph).eval()).run(*(x.clone() for x in inputs))
 
     @torch.no_grad()
-    def differs(self, module: nn.Module) -> str | None:
-        """How the module's answers differ, in words; None if they do not."""
-        module.eval()
+    def misfit(self, module: nn.Module) -> _Misfit | None:
+        """How the module's answers differ; None if they do not."""
         try:
-            got = module(*(x.clone() for x in self.inputs))
+            got = module.eval()(*(x.clone() for x in self.inputs))
         except MISFITS as error:
-            return _explained(error, module)
-        return _compared(got, self.output, ROUNDING.get(self.output.dtype, COARSE), "as it is, in eval mode")
+            return _Misfit(_explained(error, module), ran=False)
+        wrong = _compared(got, self.output, ROUNDING.get(self.output.dtype, COARSE), "run as it is, in eval mode,")
+        return _Misfit(wrong, ran=True) if wrong else None
 
 
-def _choose_(module: nn.Module, doubtful: list[Attribute], expected: _Expected) -> tuple[tuple[int, ...], str | None]:
-    """Set the attributes of `module` so that it answers as expected; returns the options taken, or why it cannot.
+def _choose_(
+    module: nn.Module, doubtful: list[Attribute], expected: _Expected
+) -> tuple[tuple[int, ...], _Misfit | None]:
+    """Set the attributes of `module` so that it answers as expected; returns the options taken, or the nearest miss.
 
     An attribute stays as it is where nothing says that it has to change.
     """
-    first: tuple[tuple[int, ...], str] | None = None
+    misses = []
     for chosen in choices(doubtful, most=TRIES):
-        why = _differs_with(module, doubtful, chosen, expected)
-        if why is None:
+        _set_(module, doubtful, chosen)
+        miss = expected.misfit(module)
+        if miss is None:
             return _fewest_(module, doubtful, chosen, expected), None
-        first = first or (chosen, why)
-    assert first is not None
-    return first
+        misses.append((chosen, miss))
+    chosen, miss = next((one for one in misses if one[1].ran), misses[0])
+    _set_(module, doubtful, chosen)
+    return chosen, miss
 
 
 def _fewest_(
@@ -265,18 +279,11 @@ def _fewest_(
 ) -> tuple[int, ...]:
     for place, one in enumerate(doubtful):
         unchanged = (*chosen[:place], one.options.index(one.values), *chosen[place + 1 :])
-        settled = one.settled and chosen[place] == 0
-        if unchanged != chosen and not settled and _differs_with(module, doubtful, unchanged, expected) is None:
-            chosen = unchanged
+        if unchanged != chosen and not (one.settled and chosen[place] == 0):
+            _set_(module, doubtful, unchanged)
+            chosen = chosen if expected.misfit(module) else unchanged
     _set_(module, doubtful, chosen)
     return chosen
-
-
-def _differs_with(
-    module: nn.Module, doubtful: list[Attribute], chosen: tuple[int, ...], expected: _Expected
-) -> str | None:
-    _set_(module, doubtful, chosen)
-    return expected.differs(module)
 
 
 def _set_(module: nn.Module, doubtful: list[Attribute], chosen: tuple[int, ...]) -> None:
