@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from trimtab.graph.rules import arguments
+from trimtab.graph.calls import arguments
 
 Values = tuple[int, ...]  # one for each owner
 FRAME = re.compile(r'File "(.+)", line (\d+), in (\S+)\n\s*(.*)')

@@ -24,9 +24,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from trimtab.errors import CaptureError, PlanError
 from trimtab.graph.attributes import Attribute, attributes, choices, numbers, same_operations
+from trimtab.graph.calls import arguments
 from trimtab.graph.capture import _user_line, capture, get_tensor
 from trimtab.graph.modes import TRAINING
-from trimtab.graph.rules import arguments
 from trimtab.graph.shapes import example_inputs
 from trimtab.graph.surgery import CHECK_BATCH, TOLERANCE, _exact, _wide, relative_error
 
@@ -124,7 +124,7 @@ def as_module(graph: GraphModule, *, like: M) -> M:
         )
     if any(getattr(node.target, "namespace", "") == "quantized_decomposed" for node in graph.graph.nodes):
         raise PlanError(f"A quantized graph cannot be a {kind}: its layers hold no scales. {KEEPS}")
-    inputs = _inputs(graph)
+    inputs = example_inputs(graph, batch_size=CHECK_BATCH)
     try:
         before = capture(like, inputs)
     except CaptureError as error:
@@ -152,18 +152,6 @@ def derived(part: nn.Module) -> dict[str, Any]:
     {'num_parameters': 3}
     """
     return next((told(part) for kind, told in LAYERS.items() if isinstance(part, kind)), {})
-
-
-def _inputs(graph: GraphModule) -> tuple[Tensor, ...]:
-    """Random inputs; indices into an embedding reach all of its rows."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = []
-    nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    for node, x in zip(nodes, example_inputs(graph, batch_size=CHECK_BATCH), strict=True):
-        tables = [user.args[0] for user in node.users if user.target is aten.embedding.default]
-        rows = [get_tensor(graph, str(table.target)).shape[0] for table in tables if table.op == "get_attr"]
-        inputs.append(torch.randint(min(rows), x.shape, generator=generator, dtype=x.dtype) if rows else x)
-    return tuple(inputs)
 
 
 def _put_tensors_(
