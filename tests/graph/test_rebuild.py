@@ -150,41 +150,39 @@ class Encoder(nn.Module):
 IDS = torch.arange(20).view(4, 5) % 11
 
 
-def test_feed_forward_neurons_of_an_encoder() -> None:
+HEADS = {
+    "heads": ({"q": (0, 2)}, 2, 4),
+    "one head": ({"q": (3,)}, 1, 4),
+    "channels of heads": ({"q#2": (0, 1, 3), "v": (1, 2, 3)}, 4, 3),
+    "both": ({"q": (1, 2, 3), "q#2": (0, 3), "v": (1, 2)}, 3, 2),
+}
+
+
+@pytest.mark.parametrize("which", [pytest.param(name, marks=pytest.mark.slow) for name in HEADS])
+def test_heads_of_an_encoder_though_heads_and_head_dim_are_equal_numbers(which: str) -> None:
+    kept, num_heads, head_dim = HEADS[which]
     module = Encoder().eval()
-    graph = capture(module, (IDS,))
-    kept = {f"layers.{place}.up": tuple(range(4 + place)) for place in range(2)}
-    pruned = cut(graph, kept)
+    everywhere = {f"layers.{place}.attention.{name}": channels for place in range(2) for name, channels in kept.items()}
+    pruned = cut(capture(module, (IDS,)), everywhere)
     own = as_module(pruned, like=module)
-    same(own, pruned, IDS)
-    assert [layer.hidden for layer in own.layers] == [4, 5]
-    assert [layer.dim for layer in own.layers] == [16, 16]
-    assert own.layers[0].up.out_features == own.layers[0].down.in_features == 4
-
-
-@pytest.mark.parametrize(
-    ("num_heads", "head_dim", "hidden"),
-    [
-        (2, 4, 32),
-        (1, 4, 6),
-        pytest.param(3, 4, 16, marks=pytest.mark.slow),
-        pytest.param(4, 2, 3, marks=pytest.mark.slow),
-    ],
-)
-def test_heads_of_an_encoder_though_heads_and_head_dim_are_equal_numbers(
-    num_heads: int, head_dim: int, hidden: int
-) -> None:
-    """The graph of the smaller model stands for the cut one: a cut has the same operations and other numbers."""
-    torch.manual_seed(0)
-    smaller = Encoder(num_heads=num_heads, head_dim=head_dim, hidden=hidden).eval()
-    for layer in smaller.layers:
-        layer.attention.scale = 4**-0.5  # a cut changes no number that is no size
-    pruned = capture(smaller, (IDS,))
-    own = as_module(pruned, like=Encoder())
     same(own, pruned, IDS)
     for layer in own.layers:
         assert (layer.attention.num_heads, layer.attention.head_dim) == (num_heads, head_dim)
-        assert (layer.attention.inner, layer.hidden, layer.dim) == (num_heads * head_dim, hidden, 16)
+        assert (layer.attention.inner, layer.attention.scale) == (num_heads * head_dim, 0.5)
+        assert (layer.hidden, layer.dim) == (32, 16)
+    assert own.num_layers == 4
+
+
+def test_each_layer_follows_its_own_cut() -> None:
+    module = Encoder().eval()
+    kept = {"layers.0.attention.q": (0, 1, 2), "layers.1.attention.q": (3,), "layers.1.up": (0, 1, 2)}
+    pruned = cut(capture(module, (IDS,)), kept)
+    own = as_module(pruned, like=module)
+    same(own, pruned, IDS)
+    assert [layer.attention.num_heads for layer in own.layers] == [3, 1]
+    assert [layer.attention.head_dim for layer in own.layers] == [4, 4]
+    assert [(layer.hidden, layer.dim) for layer in own.layers] == [(32, 16), (3, 16)]
+    assert own.layers[1].up.out_features == own.layers[1].down.in_features == 3
     assert own.num_layers == 4
 
 
@@ -244,11 +242,12 @@ class Kinds(nn.Module):
         self.back, self.rms = nn.ConvTranspose1d(width, width, 3, groups=width), nn.RMSNorm(7)
         self.mix = nn.MultiheadAttention(width, num_heads, batch_first=True)
         self.cell, self.split = nn.GRUCell(width, width), nn.Unflatten(1, (width, 1))
+        self.rows = nn.LSTM(width, width, batch_first=True)
         self.last = nn.Bilinear(width, width, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.rms(self.back(self.slope(self.norm(self.up(x))))).transpose(1, 2)
-        y = self.mix(y, y, y, need_weights=False)[0].mean(1)
+        y = self.rows(self.mix(y, y, y, need_weights=False)[0])[0][:, -1]
         y = self.split(self.cell(y)).flatten(1)
         return self.last(y, y)
 
@@ -260,6 +259,7 @@ def test_layers_of_many_kinds() -> None:
     own = as_module(pruned, like=Kinds())
     same(own, pruned, x)
     assert (own.cell.hidden_size, own.cell.input_size, own.norm.num_channels) == (6, 6, 6)
+    assert (own.rows.hidden_size, own.rows.input_size) == (6, 6)
     assert (own.back.groups, own.back.in_channels, own.back.out_channels) == (6, 6, 6)
     assert (own.split.unflattened_size, own.slope.num_parameters) == ((6, 1), 6)
     assert (own.mix.num_heads, own.mix.head_dim, own.mix.embed_dim) == (3, 2, 6)
@@ -349,6 +349,13 @@ def test_one_attribute_for_two_widths_is_refused() -> None:
     said = refusal(cut(graph, {"a": (0, 1), "b": (2, 3, 4)}), module)
     assert "x = torch.relu(part(x)).view(-1, m.width)" in said
     assert "Set for it: width 8 -> 2" in said
+
+
+def test_queries_narrower_than_values_are_refused_where_one_attribute_rules_both() -> None:
+    module = Encoder().eval()
+    said = refusal(cut(capture(module, (IDS,)), {"layers.0.attention.q#2": (0, 1, 3)}), module)
+    assert "Encoder cannot take the graph's sizes: layers.0.attention: shape" in said
+    assert "q, k, v = (f(x).view(b, t, self.num_heads, self.head_dim)" in said
 
 
 def test_another_model_is_refused() -> None:
