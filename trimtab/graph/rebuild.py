@@ -321,8 +321,8 @@ def _first_number(again: GraphModule, graph: GraphModule) -> str:
 
 
 def _explained(error: BaseException, module: nn.Module) -> str:
-    """The error that a forward raised, with the module of the user's and the line where it arose."""
-    paths = {id(part): path for path, part in module.named_modules() if not type(part).__module__.startswith("torch.")}
+    """The error that a forward raised, with the module where it arose and the line of the user's that led there."""
+    paths = {id(part): path for path, part in module.named_modules()}
     trace, where = error.__traceback__, ""
     while trace is not None:
         path = paths.get(id(trace.tb_frame.f_locals.get("self")))
