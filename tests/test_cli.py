@@ -500,8 +500,8 @@ def test_prune_writes_a_model_that_loads(trimtab: Trimtab, tmp_path: Path) -> No
     assert said.code == 0
     assert said.err == ""
     assert said.out.splitlines()[-1] == "wrote small one"
-    stage = read_json(tmp_path / "small one" / "plan.json")
-    graph = tt.load_graph(tmp_path / "small one")
+    loaded = tt.load(tmp_path / "small one")
+    (stage,), graph = loaded.plans, loaded.graph
     (cut,) = stage["plan"]["cuts"]
     assert graph.get_parameter("0.weight").shape == (len(cut["kept"]), 64)
     assert stage["settings"]["importance"] == "obs"

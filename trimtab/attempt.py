@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 from torch.fx import GraphModule
 
-from trimtab.compress.build import Built, Stage, build, keep, key, stage_of
+from trimtab.artifact import save
+from trimtab.compress.build import Built, Stage, build, key
 from trimtab.core import (
     Candidate,
     Drop,
@@ -26,7 +26,6 @@ from trimtab.core import (
     Trial,
 )
 from trimtab.errors import PlanError, RunError, RuntimeFailed
-from trimtab.files import folder_atomic
 from trimtab.graph.capture import capture
 from trimtab.graph.save import load_graph, save_graph
 from trimtab.measure.stats import chance_to_pass
@@ -118,19 +117,17 @@ def shrink(model: nn.Module, task: Task, method: Method, folder: Path | None, sh
         RunError: the folder exists already.
         PlanError: the method refuses.
     """
-    if folder is not None and folder.exists():
+    if folder is not None and folder.exists():  # before hours of training, not after
         raise RunError(f"{folder} exists already, and nothing is overwritten. Remove it, or choose another folder.")
     graph = trained(model, task, show)
     show.phase("planning")
-    started = time.perf_counter()
     plan = method.plan(graph, task)
     before = float(score(graph, task.select, task.metric).mean())
     if folder is None:
         return Shrunk(plan, before)
     show.phase("applying")
     result = method.apply(graph, plan, Tools(task=task, original=graph, report=show.step))
-    with folder_atomic(folder) as scratch:
-        keep(result, stage_of(method, plan, time.perf_counter() - started), scratch)
+    save(result, folder, plans=[(method, plan)])
     return Shrunk(plan, before, float(score(result, task.select, task.metric).mean()), result, folder)
 
 

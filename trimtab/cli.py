@@ -128,7 +128,7 @@ def prune(
 ) -> None:
     """Cut channels out of a task's model, show what went and what could not, and write the smaller model.
 
-    It is trained first if the task says how. tt.load_graph(FOLDER) gives it back, to be trained on or exported.
+    It is trained first if the task says how. tt.load(FOLDER).graph gives it back, to be trained on or exported.
 
     Examples:
       trimtab prune fashion --ratio 0.4 --dry-run

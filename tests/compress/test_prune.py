@@ -322,3 +322,14 @@ def test_refuses_to_calibrate_on_too_little(settings) -> None:
         Prune(0.5, **settings).plan(graph)
     with pytest.raises(PlanError, match="needs 16 calibration samples or more; got 8"):
         Prune(0.5, samples=8, **settings).plan(graph, task_of(x))
+
+
+def test_computed_weights_are_folded_first_and_the_plan_says_so() -> None:
+    module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    graph = capture(module.eval(), (torch.randn(4, 6),))
+    method = Prune(0.5, round_to=1)
+    plan = method.plan(graph)
+    assert [one.size for one in plan.cuts] == [8]
+    assert any("becomes a plain weight" in skip.why for skip in plan.skipped)
+    pruned = method.apply(graph, plan)
+    assert sorted(tuple(p.shape) for p in pruned.parameters()) == [(3,), (3, 4), (4,), (4, 6)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.graph.test_dims import Forward
+from tests.graph.test_dims import Forward, check_channel
 from trimtab.graph.capture import capture
 from trimtab.graph.dims import groups
 from trimtab.graph.rules import RULES
@@ -253,6 +253,12 @@ ROWS = {
         (6,),
         {"a#2": 8},
     ),
+    "an empty slice": Row(
+        lambda m, x: m.b(torch.cat([m.a(x)[:, :10] * 2, m.a(x)[:, 10:]], 1)),
+        lambda: {"a": nn.Linear(6, 10), "b": nn.Linear(10, 3)},
+        (6,),
+        {"a": 10},
+    ),
     "strided slices": Row(
         lambda m, x: m.b(m.a(x)[:, ::2] * m.a(x)[:, 1::2]),
         lambda: {"a": nn.Linear(6, 10), "b": nn.Linear(5, 3)},
@@ -300,6 +306,12 @@ ROWS = {
         (5, 6),
         {"a": 9},
     ),
+    "matrix product with a transposed weight": Row(
+        lambda m, x: torch.relu(x @ m.a.weight.T + m.a.bias) @ m.b.weight.T,
+        lambda: {"a": nn.Linear(6, 9), "b": nn.Linear(9, 3)},
+        (5, 6),
+        {"a": 9},
+    ),
     "prelu": Row(
         lambda m, x: m.c(m.p(m.a(x))).mean((2, 3)),
         lambda: {"a": conv(3, 8), "p": nn.PReLU(8), "c": conv(8, 3)},
@@ -330,6 +342,36 @@ def test_groups_are_found_and_cut_exactly(name: str) -> None:
             assert sum(p.numel() for p in pruned.parameters()) < before
     for group in found.cuttable:  # and each alone
         cut(graph, {group.name: tuple(range(1, group.size))})
+
+
+# Here each contraction is a linear layer, a convolution or a sum, which is all that the reference knows.
+BY_BRUTE_FORCE = (
+    "gated",
+    "class token",
+    "dense block",
+    "channel shuffle",
+    "u-net",
+    "transposed convolution in groups",
+    "group norm",
+    "pixel shuffle",
+    "slices and padding",
+    "strided slices",
+    "a sum over channels",
+    "repeats",
+    "repeat",
+    "prelu",
+)
+
+
+@pytest.mark.parametrize("name", BY_BRUTE_FORCE)
+def test_agrees_with_brute_force(name: str) -> None:
+    row = ROWS[name]
+    torch.manual_seed(0)
+    x = torch.randn(3, *row.shape)
+    graph = capture(Forward(row.forward, **row.parts()).eval(), (x,)).double()
+    for group in groups(graph).cuttable:
+        for channel in range(group.size):
+            check_channel(graph, x.double(), group, channel)
 
 
 def test_the_table_covers_the_training_ir() -> None:

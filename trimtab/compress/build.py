@@ -18,7 +18,7 @@ from typing import Any
 import cattrs
 from torch.fx import GraphModule
 
-from trimtab.core import Method, Plan, Recipe, Skip, Task, Tools
+from trimtab.core import Recipe, Skip, Task, Tools
 from trimtab.files import read_json, write_json
 from trimtab.graph.save import load_graph, save_graph
 
@@ -68,33 +68,25 @@ def build(recipe: Recipe, original: Built, task: Task, *, once_folder: OnceFolde
     work = f"{tools.folder}/{name}" if tools.folder else None
 
     def make(folder: Path) -> None:
+        started = time.perf_counter()
+        plan = method.plan(stem.graph, task)
         own = replace(tools, task=task, original=original.graph, folder=work)
-        keep(*run_method(method, stem.graph, task, own), folder)
+        graph = method.apply(stem.graph, plan, own)
+        stage = Stage(
+            method.name,
+            cattrs.unstructure(method),
+            cattrs.unstructure(plan),
+            plan.skipped,
+            time.perf_counter() - started,
+        )
+        save_graph(graph, folder)
+        write_json(folder / PLAN_FILE, cattrs.unstructure(stage))
 
     folder = once_folder(f"built/{name}", make)
     if work:
         shutil.rmtree(work, ignore_errors=True)  # its checkpoints: the stage has ended
     stage = cattrs.structure(read_json(folder / PLAN_FILE), Stage)
     return Built(load_graph(folder), folder, (*stem.stages, stage))
-
-
-def run_method(method: Method, graph: GraphModule, task: Task, tools: Tools) -> tuple[GraphModule, Stage]:
-    """What `method` makes of `graph`, and what it did."""
-    started = time.perf_counter()
-    plan = method.plan(graph, task)
-    result = method.apply(graph, plan, tools)
-    return result, stage_of(method, plan, time.perf_counter() - started)
-
-
-def stage_of(method: Method, plan: Plan, seconds: float) -> Stage:
-    """A method and its plan as data."""
-    return Stage(method.name, cattrs.unstructure(method), cattrs.unstructure(plan), plan.skipped, seconds)
-
-
-def keep(graph: GraphModule, stage: Stage, folder: Path) -> None:
-    """Write a graph and how it was made into a folder."""
-    save_graph(graph, folder)
-    write_json(folder / PLAN_FILE, cattrs.unstructure(stage))
 
 
 def key(recipe: Recipe) -> str:

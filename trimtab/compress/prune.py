@@ -29,8 +29,10 @@ from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
 from trimtab.graph.cost import Contraction, Gone, Product, Sizes, contractions, parameters
 from trimtab.graph.dims import Group, Role, groups
+from trimtab.graph.fold import fold_weights
 from trimtab.graph.surgery import cut
 
+FOLDED = "it is standardised or scaled over what goes, so it becomes a plain weight and trains as one from here on"
 Importance = Literal["magnitude", "taylor", "bn_scale", "activation", "fisher", "obs"]
 
 
@@ -202,7 +204,7 @@ class Prune:
             PlanError: nothing can be cut, too few channels would stay, the budget cannot be met, weights or importance
                 are not finite, or there are too few samples.
         """
-        graph = as_graph(graph, task, method="Prune")
+        graph, folded = fold_weights(as_graph(graph, task, method="Prune"))
         found = groups(graph)
         chosen, skipped = disjoint(found.cuttable, self._would_be_cut, self.heads)
         data = self._data(task)
@@ -212,7 +214,7 @@ class Prune:
         whole = [group for group in chosen if kept[group.name] == group.size]
         skipped += [Skip(f"{group.name} ({group.size})", self._why_whole()) for group in whole]
         left = [group for group in chosen if group not in whole]
-        skips = (*found.skipped, *skipped)
+        skips = (*found.skipped, *skipped, *(Skip(f"how {name} is computed", FOLDED) for name in folded))
         if not left:
             reasons = "".join(f"\n  {skip.what}: {skip.why}" for skip in skips)
             raise PlanError(
@@ -239,6 +241,7 @@ class Prune:
             PlanError: the plan is for another graph, the result is not the masked original, or there is no task to
                 compensate on.
         """
+        graph, _ = fold_weights(graph)
         known = {group.name: group for group in groups(graph).cuttable}
         sizes = {name: group.size for name, group in known.items()}
         wrong = [one for one in plan.cuts if sizes.get(one.group) != one.size]
