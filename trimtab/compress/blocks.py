@@ -144,7 +144,9 @@ class DropBlocks:
             freed = _drop_(smaller, block)
             dropped.append(Dropped(block, changes[block.node], *freed))
         stay = [
-            Skip(b.name, f"it changes what goes through it by {changes[b.node]:.3g}") for b in found if b not in chosen
+            Skip(f"{b.name} at {b.node}", f"it changes what goes through it by {changes[b.node]:.3g}")
+            for b in found
+            if b not in chosen
         ]
         return DropPlan(tuple(dropped), (*skipped, *stay), num_parameters(graph), macs(graph))
 
