@@ -300,6 +300,12 @@ ROWS = {
         (3, 6, 6),
         {"embed": 8, "mix": 14},
     ),
+    "the largest, and a triangle": Row(
+        lambda m, x: m.b(F.relu(m.a(x))).topk(2, dim=1)[0].tril().sum(1),
+        lambda: {"a": nn.Linear(6, 9), "b": nn.Linear(9, 3)},
+        (5, 6),
+        {"a": 9},
+    ),
     "matrix product with a weight": Row(
         lambda m, x: torch.relu(x @ m.a.weight) @ m.b.weight,
         lambda: {"a": nn.Embedding(6, 9), "b": nn.Embedding(9, 3)},
@@ -372,6 +378,15 @@ def test_agrees_with_brute_force(name: str) -> None:
     for group in groups(graph).cuttable:
         for channel in range(group.size):
             check_channel(graph, x.double(), group, channel)
+
+
+def test_a_model_that_draws_random_numbers_is_cut_too() -> None:
+    module = Forward(lambda m, x: m.b(m.a(x) + torch.rand(5)), a=nn.Linear(6, 5), b=nn.Linear(5, 3)).eval()
+    graph = capture(module, (torch.randn(3, 6),))
+    assert not groups(graph).cuttable  # what is drawn has the width
+    module = Forward(lambda m, x: m.b(m.a(x)) * torch.rand_like(x[:, :3]), a=nn.Linear(6, 5), b=nn.Linear(5, 3)).eval()
+    graph = capture(module, (torch.randn(3, 6),))
+    cut(graph, {"a": (0, 3)})
 
 
 def test_the_table_covers_the_training_ir() -> None:

@@ -74,6 +74,23 @@ def along_twice(flow: Flow, node: Node) -> tuple[Dims, ...] | None:
     return None if x is None else (x, x)
 
 
+def top(flow: Flow, node: Node) -> tuple[Dims, ...] | None:
+    """The k largest along a dim, which stays, and their places."""
+    x = _one(flow, node)
+    d = arguments(node)["dim"] % len(x)
+    count = flow.atoms.new(node.meta["val"][0].shape[d])
+    flow.atoms.freeze((x[d], count), f"{node.name} ranks along it")
+    out = (*x[:d], count, *x[d + 1 :])
+    return out, out
+
+
+def last_two(flow: Flow, node: Node) -> Dims | None:
+    """A triangle of each matrix: both of its dims stay."""
+    x = _one(flow, node)
+    flow.atoms.freeze(x[-2:], f"{node.name} takes a triangle of it")
+    return x
+
+
 def prelu(flow: Flow, node: Node) -> Dims | None:
     """A slope per channel (dim 1), or one for all."""
     a = arguments(node)

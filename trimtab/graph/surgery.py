@@ -131,9 +131,9 @@ def _disagreement(graph: GraphModule, pruned: GraphModule, chosen: Chosen) -> st
     reference, candidate = _exact(graph), _exact(pruned)
     masks = _masks(chosen)
     for mode, training in (("eval", False), ("train", True)):
-        expected = _Masked(reference.train(training), masks).run(*_wide(examples))
+        expected = _seeded(_Masked(reference.train(training), masks), examples)
         try:
-            got = Interpreter(candidate.train(training)).run(*_wide(examples))
+            got = _seeded(Interpreter(candidate.train(training)), examples)
         except RuntimeError as error:
             return f"in {mode} mode it does not run ({str(error).splitlines()[0]})"
         if got.shape != expected.shape:
@@ -142,6 +142,13 @@ def _disagreement(graph: GraphModule, pruned: GraphModule, chosen: Chosen) -> st
         if not error_ <= TOLERANCE:
             return f"in {mode} mode its output is {error_:.1e} off, relative to the largest output"
     return None
+
+
+def _seeded(run: Interpreter, examples: tuple[Tensor, ...]) -> Tensor:
+    # A model may draw random numbers when it is served too; both draw the same ones.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return run.run(*_wide(examples))  # type: ignore[no-any-return]
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
