@@ -129,6 +129,11 @@ def _kept(node: Node, x: Dims, reduced: set[int]) -> Dims:
     return tuple(() if dim in reduced else x[dim] for dim in range(len(x)) if keepdim or dim not in reduced)
 
 
+def mean(flow: Flow, node: Node) -> Dims | None:
+    """As `reduce`; or, if the flow lets means pass, a sum whose divisor a cut keeps."""
+    return add_up(flow, node) if flow.means else reduce(flow, node)
+
+
 def reduce(flow: Flow, node: Node) -> Dims | None:
     """Reduced dims stay: a mean over fewer channels is another mean."""
     x = _one(flow, node)
