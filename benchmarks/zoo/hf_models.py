@@ -246,7 +246,7 @@ ENTRIES: dict[str, Entry] = {
             "chunk_size": 8,
         },
     ),
-    "lstm_free_rwkv": Entry(
+    "rwkv": Entry(
         "RwkvForCausalLM",
         "RwkvConfig",
         settings={"vocab_size": VOCAB, "context_length": 64, "hidden_size": 64, "num_hidden_layers": 2},
@@ -454,7 +454,7 @@ ENTRIES: dict[str, Entry] = {
             "frequency_stride": 8,
         },
     ),
-    "encodec_free_speecht5_asr": Entry(
+    "speech_to_text": Entry(
         "Speech2TextForConditionalGeneration",
         "Speech2TextConfig",
         "features_and_tokens",
@@ -469,7 +469,7 @@ ENTRIES: dict[str, Entry] = {
         },
     ),
     # time series, tracking and others
-    "time_series_patchtst": Entry(
+    "patchtst": Entry(
         "PatchTSTForRegression",
         "PatchTSTConfig",
         "series",
@@ -487,7 +487,7 @@ ENTRIES: dict[str, Entry] = {
             "do_mask_input": False,
         },
     ),
-    "decision_perceiver": Entry(
+    "perceiver": Entry(
         "PerceiverForSequenceClassification",
         "PerceiverConfig",
         settings={

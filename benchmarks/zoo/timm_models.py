@@ -50,7 +50,7 @@ ENTRIES: dict[str, Entry] = {
     "gcresnext26ts": FREE,  # byobnet
     "beit_base_patch16_224": fixed(depth=4),
     "botnet26t_256": fixed(128),  # byoanet
-    "halonet26t": Entry(128),  # byoanet
+    "halonet26t": Entry(256),  # byoanet
     "lambda_resnet26t": Entry(128),  # byoanet
     "poolformer_s12": FREE,  # metaformer
     "caformer_s18": FREE,  # metaformer
