@@ -155,7 +155,7 @@ class Prune:
 
     def _num_kept(self, group: Group) -> int:
         # The width is what a runtime sees: a group may be a factor of it, e.g. in a grouped convolution.
-        factor = math.gcd(*(u.place.outer * u.place.inner for u in group.uses if u.role == "producer"))
+        factor = math.gcd(*(use.place.table().shape[1] for use in group.uses if use.role == "producer")) or 1
         step = self.round_to // math.gcd(self.round_to, factor) if group.size * factor >= 2 * self.round_to else 1
         share = (1 - self.ratio) * group.size
         if math.floor(share + 0.5) < self.keep_min:
@@ -187,9 +187,8 @@ def magnitude(graph: GraphModule, group: Group) -> Tensor:
             raise PlanError(
                 f"The importance of {group.name} is NaN: {use.name} holds NaN or inf. Load a sound checkpoint."
             )
-        place = use.place
-        channels = weight.movedim(use.dim, 0).reshape(place.outer, place.size, place.inner, -1)
-        norm = channels.square().sum(dim=(0, 2, 3)).sqrt()
+        channels = weight.movedim(use.dim, 0).reshape(use.place.width, -1)[use.place.table()]
+        norm = channels.square().sum(dim=(1, 2)).sqrt()
         scores.append(norm / norm.mean().clamp_min(torch.finfo(torch.float64).tiny))
     return torch.stack(scores).mean(dim=0)
 
@@ -216,10 +215,10 @@ def _cut(group: Group, importance: Tensor, num_kept: int, shapes: dict[str, list
     before = sum(math.prod(shape) for shape in shapes.values())
     slices = []
     for use in group.uses:
-        width = use.place.outer * use.place.size * use.place.inner
-        slices.append(Slice(use.name, use.dim, width, width // group.size * num_kept))
+        gone = use.place.table().shape[1] * (group.size - num_kept)
+        slices.append(Slice(use.name, use.dim, use.place.width, use.place.width - gone))
         if use.name in shapes:
-            shapes[use.name][use.dim] = shapes[use.name][use.dim] // group.size * num_kept
+            shapes[use.name][use.dim] -= gone
     after = sum(math.prod(shape) for shape in shapes.values())
     total = float(importance.sum())
     lost = 1 - float(importance[kept].sum()) / total if total else 0.0
