@@ -178,7 +178,7 @@ class Attend(nn.Module):
 
 
 class RandomNet(nn.Module):
-    """Layers of all kinds, joined by sums, products and concatenation, then pooling or flattening, then linear layers."""
+    """Layers of all kinds, joined by sums, products and concatenation; pooling or flattening; linear layers."""
 
     def __init__(self, layers: list[tuple], width: int, flatten: bool, hidden: int) -> None:
         super().__init__()

@@ -31,7 +31,9 @@ def contracted_dim(node: Node) -> int | None:
         return node.args[1][0] % node.args[0].meta["val"].ndim
     if not isinstance(node.target, torch._ops.OpOverload) or str(node.target).split(".")[1] not in CONVOLUTIONS:
         return None
-    groups = {a.name: value for a, value in zip(node.target._schema.arguments, node.args, strict=False)}.get("groups", 1)
+    groups = {a.name: value for a, value in zip(node.target._schema.arguments, node.args, strict=False)}.get(
+        "groups", 1
+    )
     channels = node.args[0].meta["val"].shape[1]
     return 1 if groups == 1 or channels // groups > 1 else None
 

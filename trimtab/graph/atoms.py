@@ -141,8 +141,8 @@ class Atoms:
                 self._frozen.setdefault(leaf, why)
 
     def places(self, dim: Dim) -> dict[int, Place]:
-        """Each leaf of `dim` with its place; a dim whose size is no number has none."""
-        if not all(isinstance(self.size(leaf), int) for leaf in self.leaves(dim)):
+        """Each leaf of `dim` with its place; a dim that is empty or whose size is no number has none."""
+        if not all(isinstance(self.size(leaf), int) and self.size(leaf) for leaf in self.leaves(dim)):
             return {}
         blocks: dict[int, list[Block]] = {}
         for leaf, block in self._blocks(dim, Block(0, (), 1)):

@@ -200,6 +200,17 @@ def set_tensor_(root: nn.Module, name: str, tensor: Tensor) -> None:
         root.register_buffer(leaf, tensor)
 
 
+def without_unread_(graph: GraphModule) -> GraphModule:
+    """Forget the parameters and buffers that nothing reads any more; returns `graph`."""
+    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    held = [name for name, _ in (*graph.named_parameters(), *graph.named_buffers())]
+    for name in held:
+        if name not in read:
+            path, _, leaf = name.rpartition(".")
+            delattr(graph.get_submodule(path), leaf)
+    return graph
+
+
 def _capture_error(module: nn.Module, error: Exception) -> CaptureError:
     line = _user_line(error)
     text = f"{type(error).__name__}: {error}"

@@ -83,6 +83,8 @@ def pointwise(flow: Flow, node: Node) -> Dims | None:
     """Output [i, j, ...] depends on its inputs at [i, j, ...] alone, with broadcasting."""
     sources = [flow.dims[source] for source in node.all_input_nodes if source in flow.dims]
     ndim = len(node.meta["val"].shape)
+    if any(len(dims) > ndim for dims in sources):
+        return None
     out: list[Dim] = [()] * ndim
     for dims in sources:
         for place, dim in enumerate(dims, start=ndim - len(dims)):
@@ -101,8 +103,8 @@ def filled(flow: Flow, node: Node) -> Dims | None:
     return out
 
 
-def filled_alike(flow: Flow, node: Node) -> Dims | None:
-    """The same value everywhere, in the shape of the first argument."""
+def like_first(flow: Flow, node: Node) -> Dims | None:
+    """In the shape of the first argument, whatever the others are."""
     return flow.dims[node.all_input_nodes[0]]
 
 
@@ -113,12 +115,6 @@ def size_read(flow: Flow, node: Node) -> Dims | None:
     return ()
 
 
-def metadata_check(flow: Flow, node: Node) -> Dims | None:
-    """An assertion that export writes; one on sizes would have to be rewritten."""
-    a = arguments(node)
-    return () if a["size"] is None and a["stride"] is None else None
-
-
 # Every overload of these works on each element alone, with broadcasting; so do those with a trailing underscore.
 POINTWISE = (
     "relu relu6 leaky_relu elu selu celu gelu silu mish softplus hardswish hardsigmoid hardtanh sigmoid tanh "
@@ -127,8 +123,9 @@ POINTWISE = (
     "ceil round trunc frac nan_to_num isnan isinf isfinite add sub rsub mul div true_divide floor_divide remainder "
     "fmod pow maximum minimum fmax fmin where addcmul addcdiv lerp masked_fill logical_and logical_or logical_not "
     "logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor __and__ __or__ __xor__ eq ne lt le gt ge clone "
-    "contiguous detach alias lift_fresh_copy lift_fresh to type_as _to_copy dropout feature_dropout alpha_dropout "
-    "native_dropout copy fill zero bernoulli special_expit special_log1p xlogy heaviside hypot logaddexp ldexp"
+    "contiguous detach alias lift_fresh_copy lift_fresh to _to_copy dropout feature_dropout alpha_dropout "
+    "native_dropout copy fill zero bernoulli special_expit special_log1p xlogy heaviside hypot logaddexp ldexp "
+    "multiply divide subtract absolute negative clip greater less greater_equal less_equal not_equal"
 )
 
 
@@ -184,7 +181,7 @@ RULES: dict[Any, Rule] = {
     aten.max.other: pointwise,
     aten.min.other: pointwise,
     **_table("sum", add_up),
-    **_table("flatten squeeze unsqueeze", reshape),
+    **_table("flatten squeeze unsqueeze view_as reshape_as", reshape),
     aten.view.default: partial(reshape, sizes="size"),
     aten._unsafe_view.default: partial(reshape, sizes="size"),
     aten.reshape.default: partial(reshape, sizes="shape"),
@@ -215,7 +212,6 @@ RULES: dict[Any, Rule] = {
     aten.unfold.default: windows,
     **_table("im2col", image_to_columns),
     **_table("zeros ones full empty new_zeros new_ones new_full new_empty", filled),
-    **_table("zeros_like ones_like full_like empty_like rand_like randn_like", filled_alike),
+    **_table("zeros_like ones_like full_like empty_like rand_like randn_like type_as", like_first),
     aten.sym_size.int: size_read,
-    aten._assert_tensor_metadata.default: metadata_check,
 }

@@ -165,12 +165,19 @@ def _exact(graph: GraphModule) -> GraphModule:
         if node.target in FLAGS and node.target is not torch.ops.aten.batch_norm.default:
             node.update_arg(1, 0.0)
         node.args = tuple(torch.float64 if arg is torch.float32 else arg for arg in node.args)
-        if node.kwargs.get("dtype") is torch.float32:
+        made = not node.all_input_nodes and _names_dtype(node) and node.meta["val"].dtype == torch.float32
+        if made or node.kwargs.get("dtype") is torch.float32:
             node.update_kwarg("dtype", torch.float64)
     return exact
 
 
 Mask = tuple[str, int | None, int, Tensor]  # an argument, an item of it, its dim, what stays
+
+
+def _names_dtype(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and any(
+        a.name == "dtype" for a in node.target._schema.arguments
+    )
 
 
 def _masks(chosen: Chosen) -> dict[str, list[Mask]]:
