@@ -201,14 +201,14 @@ ENTRIES: dict[str, Entry] = {
             "rotary_dim": 8,
         },
     ),
-    "opt": Entry(
-        "OPTForCausalLM", "OPTConfig", settings={**DECODER, "ffn_dim": 128, "word_embed_proj_dim": 64}
-    ),
+    "opt": Entry("OPTForCausalLM", "OPTConfig", settings={**DECODER, "ffn_dim": 128, "word_embed_proj_dim": 64}),
     "bloom": Entry(
         "BloomForCausalLM", "BloomConfig", settings={"vocab_size": VOCAB, "hidden_size": 64, "n_layer": 2, "n_head": 4}
     ),
     "falcon": Entry(
-        "FalconForCausalLM", "FalconConfig", settings={**DECODER, "multi_query": True, "new_decoder_architecture": False}
+        "FalconForCausalLM",
+        "FalconConfig",
+        settings={**DECODER, "multi_query": True, "new_decoder_architecture": False},
     ),
     "falcon_gqa": Entry(
         "FalconForCausalLM", "FalconConfig", settings={**DECODER, "num_kv_heads": 2, "new_decoder_architecture": True}
@@ -216,7 +216,14 @@ ENTRIES: dict[str, Entry] = {
     "mpt": Entry(
         "MptForCausalLM",
         "MptConfig",
-        settings={"vocab_size": VOCAB, "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "expansion_ratio": 2},
+        settings={
+            "vocab_size": VOCAB,
+            "d_model": 64,
+            "n_heads": 4,
+            "n_layers": 2,
+            "max_seq_len": 64,
+            "expansion_ratio": 2,
+        },
     ),
     "starcoder2": Entry("Starcoder2ForCausalLM", "Starcoder2Config", settings=GROUPED),
     "olmo": Entry("OlmoForCausalLM", "OlmoConfig", settings=GROUPED),
@@ -325,19 +332,36 @@ ENTRIES: dict[str, Entry] = {
     "dinov3_vit": Entry("DINOv3ViTModel", "DINOv3ViTConfig", "image", STATES, VISION),
     "vit_mae": Entry("ViTMAEModel", "ViTMAEConfig", "image", STATES, {**VISION, "mask_ratio": 0.0}),
     "yolos": Entry(
-        "YolosForObjectDetection", "YolosConfig", "image", settings={**VISION, "image_size": [32, 32], "num_detection_tokens": 5}
+        "YolosForObjectDetection",
+        "YolosConfig",
+        "image",
+        settings={**VISION, "image_size": [32, 32], "num_detection_tokens": 5},
     ),
     "swin": Entry(
         "SwinForImageClassification",
         "SwinConfig",
         "image",
-        settings={"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4},
+        settings={
+            "image_size": 32,
+            "patch_size": 2,
+            "embed_dim": 16,
+            "depths": [1, 2],
+            "num_heads": [2, 4],
+            "window_size": 4,
+        },
     ),
     "swinv2": Entry(
         "Swinv2ForImageClassification",
         "Swinv2Config",
         "image",
-        settings={"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4},
+        settings={
+            "image_size": 32,
+            "patch_size": 2,
+            "embed_dim": 16,
+            "depths": [1, 2],
+            "num_heads": [2, 4],
+            "window_size": 4,
+        },
     ),
     "convnext": Entry(
         "ConvNextForImageClassification",
@@ -385,12 +409,19 @@ ENTRIES: dict[str, Entry] = {
         "image",
         settings={"image_size": 64, "hidden_sizes": [32, 32, 32], "neck_hidden_sizes": [16, 16, 24, 24, 32, 32, 64]},
     ),
-    "mobilenet_v2": Entry("MobileNetV2ForImageClassification", "MobileNetV2Config", "image", settings={"depth_multiplier": 0.35}),
+    "mobilenet_v2": Entry(
+        "MobileNetV2ForImageClassification", "MobileNetV2Config", "image", settings={"depth_multiplier": 0.35}
+    ),
     "pvt": Entry(
         "PvtForImageClassification",
         "PvtConfig",
         "image",
-        settings={"image_size": 64, "hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4]},
+        settings={
+            "image_size": 64,
+            "hidden_sizes": [16, 32, 32, 64],
+            "depths": [1, 1, 1, 1],
+            "num_attention_heads": [1, 2, 2, 4],
+        },
     ),
     "poolformer": Entry(
         "PoolFormerForImageClassification",
@@ -402,7 +433,13 @@ ENTRIES: dict[str, Entry] = {
         "LevitForImageClassification",
         "LevitConfig",
         "image",
-        settings={"image_size": 64, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1], "key_dim": [8, 8, 8]},
+        settings={
+            "image_size": 64,
+            "hidden_sizes": [32, 48, 64],
+            "num_attention_heads": [2, 3, 4],
+            "depths": [1, 1, 1],
+            "key_dim": [8, 8, 8],
+        },
     ),
     "dpt": Entry(
         "DPTForDepthEstimation",
@@ -418,15 +455,23 @@ ENTRIES: dict[str, Entry] = {
             "is_hybrid": False,
         },
     ),
-    "clip_vision": Entry("CLIPVisionModelWithProjection", "CLIPVisionConfig", "image", "image_embeds", {**VISION, "projection_dim": 32}),
+    "clip_vision": Entry(
+        "CLIPVisionModelWithProjection", "CLIPVisionConfig", "image", "image_embeds", {**VISION, "projection_dim": 32}
+    ),
     "clip_text": Entry(
-        "CLIPTextModelWithProjection", "CLIPTextConfig", "tokens", "text_embeds", {**ENCODER, "projection_dim": 32, "eos_token_id": 2}
+        "CLIPTextModelWithProjection",
+        "CLIPTextConfig",
+        "tokens",
+        "text_embeds",
+        {**ENCODER, "projection_dim": 32, "eos_token_id": 2},
     ),
     "siglip_vision": Entry("SiglipVisionModel", "SiglipVisionConfig", "image", "pooler_output", VISION),
     # audio
     "wav2vec2": Entry("Wav2Vec2ForCTC", "Wav2Vec2Config", "wave", settings=SPEECH),
     "hubert": Entry("HubertForCTC", "HubertConfig", "wave", settings=SPEECH),
-    "wavlm": Entry("WavLMForCTC", "WavLMConfig", "wave", settings={**SPEECH, "num_buckets": 16, "max_bucket_distance": 32}),
+    "wavlm": Entry(
+        "WavLMForCTC", "WavLMConfig", "wave", settings={**SPEECH, "num_buckets": 16, "max_bucket_distance": 32}
+    ),
     "sew": Entry("SEWForCTC", "SEWConfig", "wave", settings={**SPEECH, "squeeze_factor": 2}),
     "unispeech": Entry("UniSpeechForCTC", "UniSpeechConfig", "wave", settings=SPEECH),
     "whisper": Entry(
@@ -539,6 +584,14 @@ class Wrapped(nn.Module):
 def names() -> list[str]:
     """Every entry's name."""
     return list(ENTRIES)
+
+
+def warm_up() -> None:
+    """Import what `make` needs."""
+    import transformers
+
+    for entry in ENTRIES.values():
+        getattr(transformers, entry.model)
 
 
 def make(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:

@@ -177,6 +177,11 @@ def names() -> list[str]:
     return list(ENTRIES)
 
 
+def warm_up() -> None:
+    """Import what `make` needs."""
+    import_timm()
+
+
 def make(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A model with random weights, in eval mode, and inputs that fit it."""
     entry = ENTRIES[name]
