@@ -135,7 +135,8 @@ def main(given: Sequence[str] | None = None) -> None:
     done = {model for model, record in known.items() if "ended" in record or "died" in record}
     if settings.failed:
         done = {model for model in done if all_passed(known[model])}
-    left = [model for model in models if model not in done or settings.only]
+    again = settings.only and not settings.failed
+    left = [model for model in models if model not in done or again]
     if left:
         run(half, left, settings)
     if settings.failures:

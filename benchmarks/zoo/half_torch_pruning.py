@@ -41,6 +41,14 @@ HEAD_DIM = ("head_dim", "attention_head_size", "key_value_proj_dim", "d_kv", "he
 WIDTH = ("all_head_size", "attn_dim", "inner_dim", "embed_dim", "split_size", "dim")
 
 
+def warm_up() -> None:
+    """Let PyTorch load what exporting needs, once for all models."""
+    import torch_pruning  # noqa: F401 - loaded here, used later
+
+    with torch.no_grad():
+        torch.onnx.export(nn.Linear(2, 2), (torch.zeros(2, 2),), dynamo=True, verbose=False)
+
+
 def measure(
     module: nn.Module, inputs: tuple[Tensor, ...], *, setting: str, record: dict[str, Any], save: Callable[..., None]
 ) -> None:

@@ -15,12 +15,18 @@ from trimtab.compress.prune import Prune
 from trimtab.graph.capture import capture
 from trimtab.graph.dims import groups
 from trimtab.graph.save import load_graph, save_graph
+from trimtab.runtimes.onnxfile import onnx_model
 from trimtab.runtimes.onnxruntime import OnnxRuntime
 from zoo.steps import TOLERANCE, Failed, Steps, check_agrees, check_cut, counted_macs, num_params, train_one_step
 
 RATIO = 0.3
 COLUMNS = ("exports", "cut", "exact", "trains", "reloads", "onnxruntime")
 QUICK = COLUMNS[:4]
+
+
+def warm_up() -> None:
+    """Let PyTorch load what capturing and exporting need, once for all models."""
+    onnx_model(capture(nn.Linear(2, 2), (torch.zeros(2, 2),)))
 
 
 def measure(

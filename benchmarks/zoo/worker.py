@@ -1,4 +1,4 @@
-"""Runs one half over many models in one environment: python -m zoo.worker HALF SETTINGS FOLDER SECONDS COMMIT KIND:NAME ...
+"""Runs one half over many models: python -m zoo.worker HALF SETTINGS FOLDER SECONDS COMMIT KIND:NAME ...
 
 Every model runs in a process of its own, forked after the imports, with a time limit; each writes one JSON file, after
 every step, so that what had passed is known even of a process that is killed.
@@ -6,6 +6,7 @@ every step, so that what had passed is known even of a process that is killed.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import multiprocessing
@@ -79,7 +80,7 @@ def run_many(
         for setting in settings:
             path = record_path(folder, half, model, setting)
             path.unlink(missing_ok=True)
-            process = context.Process(target=_quietly, args=(half, model, setting, path, commit, make))
+            process = context.Process(target=_quietly, args=(half, model, setting, path, commit, make, limit))
             process.start()
             process.join(limit)
             if process.is_alive():
@@ -105,11 +106,12 @@ def _closed(path: Path, half: str, model: str, setting: str, commit: str, code: 
     return record
 
 
-def _quietly(half: str, model: str, setting: str, path: Path, commit: str, make: Make) -> None:
+def _quietly(half: str, model: str, setting: str, path: Path, commit: str, make: Make, limit: float) -> None:
     # What exporters and the rival print goes into a file beside the record.
     with path.with_suffix(".log").open("w", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+        faulthandler.dump_traceback_later(0.95 * limit, file=log)  # tells where a process hung that is killed soon
         run_one(half, model, setting, path, commit, make)
 
 
@@ -119,7 +121,7 @@ def main(arguments: Sequence[str]) -> None:
     warnings.simplefilter("ignore")
     for needed in {model.partition(":")[0] for model in models}:
         importlib.import_module(f"zoo.{needed}_models").warm_up()
-    importlib.import_module(f"zoo.half_{half}")
+    importlib.import_module(f"zoo.half_{half}").warm_up()
     run_many(half, models, Path(folder), settings=settings.split(","), limit=float(limit), commit=commit)
 
 
