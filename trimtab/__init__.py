@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trimtab.artifact import Loaded, load
+    from trimtab.artifact import Loaded, Saved, load, save
+    from trimtab.compress.allocate import Budget
     from trimtab.compress.distill import Distill
     from trimtab.compress.finetune import FineTune
     from trimtab.compress.prune import Prune
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from trimtab.diagnose import doctor
     from trimtab.errors import TrimtabError
     from trimtab.graph.capture import capture
+    from trimtab.graph.rebuild import as_module
     from trimtab.graph.save import load_graph, save_graph
     from trimtab.pipeline import optimize
     from trimtab.train.loop import fit, score, training
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 # name -> where it lives; what is asked for is imported, and nothing else
 FRONT_DOOR = {
     "Artifact": "core",
+    "Budget": "compress.allocate",
     "Distill": "compress.distill",
     "Drop": "core",
     "FineTune": "compress.finetune",
@@ -53,18 +56,21 @@ FRONT_DOOR = {
     "Quantize": "compress.quantize",
     "Ratio": "core",
     "Recipe": "core",
+    "Saved": "artifact",
     "Split": "core",
     "Target": "core",
     "Task": "core",
     "Tools": "core",
     "TrimtabError": "errors",
     "Verdict": "core",
+    "as_module": "graph.rebuild",
     "capture": "graph.capture",
     "doctor": "diagnose",
     "fit": "train.loop",
     "load": "artifact",
     "load_graph": "graph.save",
     "optimize": "pipeline",
+    "save": "artifact",
     "save_graph": "graph.save",
     "score": "train.loop",
     "training": "train.loop",
@@ -72,6 +78,7 @@ FRONT_DOOR = {
 
 __all__ = [
     "Artifact",
+    "Budget",
     "Distill",
     "Drop",
     "FineTune",
@@ -84,18 +91,21 @@ __all__ = [
     "Quantize",
     "Ratio",
     "Recipe",
+    "Saved",
     "Split",
     "Target",
     "Task",
     "Tools",
     "TrimtabError",
     "Verdict",
+    "as_module",
     "capture",
     "doctor",
     "fit",
     "load",
     "load_graph",
     "optimize",
+    "save",
     "save_graph",
     "score",
     "training",

@@ -15,7 +15,7 @@ import cattrs
 import numpy as np
 from torch import nn
 
-from trimtab.artifact import Loaded, load
+from trimtab.artifact import Loaded, load_artifact
 from trimtab.attempt import Job, Tried, attempt, bench_of, free_baselines, pinned, prepare
 from trimtab.compress.build import Built, key
 from trimtab.compress.recipes import default_recipes
@@ -87,7 +87,7 @@ def optimize(
             choice = held.once("choice", lambda: _choose(job, free, ended), Trial)
             proof = held.once("evidence", lambda: prove(job, free, ended, choice), dict[str, Any])
             ship(job, original, ended, choice, proof)
-    return load(folder / "artifact").artifact
+    return load_artifact(folder / "artifact").artifact
 
 
 def run(artifact: str | Path, *, input: tuple[Path, ...], output: Path | None = None) -> tuple[Loaded, np.ndarray]:
@@ -97,7 +97,7 @@ def run(artifact: str | Path, *, input: tuple[Path, ...], output: Path | None = 
         ArtifactError: the artifact is damaged, or a file holds no array.
         RuntimeFailed: the arrays do not fit the model.
     """
-    loaded = load(artifact)
+    loaded = load_artifact(artifact)
     answers = loaded.run(*(read_array(path) for path in input))
     if output is not None:
         write_array(output, answers)
@@ -113,7 +113,7 @@ def rewrite_report(run: Path, *, output: Path | None = None) -> tuple[Path, dict
         ArtifactError: the run holds no finished artifact, or it is damaged.
     """
     inner = run / "artifact"
-    evidence = dict(load(inner if inner.is_dir() else run).artifact.evidence)
+    evidence = dict(load_artifact(inner if inner.is_dir() else run).artifact.evidence)
     path = output or (run if inner.is_dir() else run.resolve().parent) / REPORT_FILE
     write_atomic(path, page(evidence).encode())
     return path, evidence

@@ -253,6 +253,12 @@ ROWS = {
         (6,),
         {"a#2": 8},
     ),
+    "an empty slice": Row(
+        lambda m, x: m.b(torch.cat([m.a(x)[:, :10] * 2, m.a(x)[:, 10:]], 1)),
+        lambda: {"a": nn.Linear(6, 10), "b": nn.Linear(10, 3)},
+        (6,),
+        {"a": 10},
+    ),
     "strided slices": Row(
         lambda m, x: m.b(m.a(x)[:, ::2] * m.a(x)[:, 1::2]),
         lambda: {"a": nn.Linear(6, 10), "b": nn.Linear(5, 3)},
@@ -297,6 +303,12 @@ ROWS = {
     "matrix product with a weight": Row(
         lambda m, x: torch.relu(x @ m.a.weight) @ m.b.weight,
         lambda: {"a": nn.Embedding(6, 9), "b": nn.Embedding(9, 3)},
+        (5, 6),
+        {"a": 9},
+    ),
+    "matrix product with a transposed weight": Row(
+        lambda m, x: torch.relu(x @ m.a.weight.T + m.a.bias) @ m.b.weight.T,
+        lambda: {"a": nn.Linear(6, 9), "b": nn.Linear(9, 3)},
         (5, 6),
         {"a": 9},
     ),

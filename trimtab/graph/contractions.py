@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch.fx import Node
 
 from trimtab.graph.calls import arguments
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from trimtab.graph.atoms import Dim, Dims
     from trimtab.graph.dims import Flow
 
+aten = torch.ops.aten
+TRANSPOSES = (aten.t.default, aten.numpy_T.default)
 Operand = tuple[str, int | None, Node, str]  # argument, item of it, its node, one letter for each dim
 
 
@@ -86,14 +89,24 @@ def contract(flow: Flow, node: Node, operands: list[Operand], out: str) -> Dims:
             else:
                 dims[letter] = dim
     for argument, item, source, letters in operands:
+        parameter, order = _parameter(source)
         for d, letter in enumerate(letters):
             if letter not in out:
-                flow.role(source, d, "consumer")
+                flow.role(parameter, order[d], "consumer")
                 flow.read(node, argument, d, dims[letter], item=item)
-            elif source.op == "get_attr" and not set(letters) <= set(out):
-                flow.role(source, d, "producer")
-                flow.write(node, source, dims[letter])
+            elif parameter.op == "get_attr" and not set(letters) <= set(out):
+                flow.role(parameter, order[d], "producer")
+                flow.write(node, parameter, dims[letter])
     return tuple(dims[letter] for letter in out)
+
+
+def _parameter(source: Node) -> tuple[Node, tuple[int, ...]]:
+    """The node that reads the parameter of which `source` is a transpose, and where its dims come from."""
+    ndim = len(source.meta["val"].shape)
+    if source.target in TRANSPOSES:
+        inner, order = _parameter(source.args[0])  # type: ignore[arg-type]
+        return inner, tuple(reversed(order))
+    return source, tuple(range(ndim))
 
 
 def _letters(node: Node, ndim: int, last: str) -> str:

@@ -91,7 +91,7 @@ def cat(flow: Flow, node: Node) -> Dims | None:
         for place, dim in enumerate(dims):
             if place != joined:
                 flow.atoms.unify(sources[0][place], dim)
-    parts = [dims[joined] for dims in sources]
+    parts = [dims[joined] for dims in sources if flow.atoms.width(dims[joined]) != 0]
     if all(isinstance(flow.atoms.width(part), int) for part in parts):
         whole = flow.atoms.sum(parts)
     else:
@@ -158,6 +158,8 @@ def slices(flow: Flow, node: Node) -> Dims | None:
     width, out = flow.atoms.width(x[d]), flow.shape(node)[d]
     if width == out and a["step"] == 1:
         return x
+    if out == 0:
+        return (*x[:d], flow.fresh(node, why=f"{node.name} takes nothing of it")[d], *x[d + 1 :])
     start, end, step = a["start"] or 0, a["end"], a["step"]
     counted = all(isinstance(number, int) for number in (width, out, start))
     if not counted or flow.atoms.is_frozen(x[d]):

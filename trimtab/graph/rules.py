@@ -197,7 +197,7 @@ RULES: dict[Any, Rule] = {
     aten.unbind.int: unbind,
     aten.select.int: select,
     aten.slice.Tensor: slices,
-    aten.expand.default: expand,
+    **_table("expand broadcast_to", expand),
     **_table("expand_as", partial(expand, sizes=None)),
     **_table("repeat tile", repeat),
     aten.repeat_interleave.self_int: repeat_each,
