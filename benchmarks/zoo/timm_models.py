@@ -1,7 +1,7 @@
 """Every architecture family (module) of timm 1.0.31: its smallest member, two where members differ much in kind.
 
-Weights are random, the input is the smallest that the member takes, ten classes. Where even the smallest member has
-over 60 million parameters, arguments of its own class make it narrower or shallower.
+Weights are random, the input is the smallest that the member takes, ten classes. Where a member repeats one block many
+times, an argument of its own class makes it shallower; the few whose smallest member is huge are narrowed, too.
 """
 
 from __future__ import annotations
@@ -37,62 +37,66 @@ def own(side: int = 224, **settings: Any) -> Entry:
 
 
 FREE = Entry()
+SHALLOW = {"layers": (1, 1, 1, 1)}
 
 # In the order of timm's modules; the comment names the module where the member does not.
 ENTRIES: dict[str, Entry] = {
-    "vit_tiny_patch16_224": fixed(),
-    "vit_wee_patch16_reg1_gap_256": fixed(),
+    "vit_tiny_patch16_224": fixed(depth=3),
+    "vit_wee_patch16_reg1_gap_256": fixed(depth=3),
     "aimv2_1b_patch14_224": fixed(56, embed_dim=64, depth=2, num_heads=4),
-    "vit_small_patch14_reg4_dinov2": fixed(56),
+    "vit_small_patch14_reg4_dinov2": fixed(56, depth=3),
     "test_byobnet": FREE,
     "mobileone_s0": FREE,  # byobnet
     "repvgg_a0": FREE,  # byobnet
     "gcresnext26ts": FREE,  # byobnet
-    "beit_base_patch16_224": fixed(depth=4),
+    "beit_base_patch16_224": fixed(depth=2),
     "botnet26t_256": fixed(128),  # byoanet
     "halonet26t": Entry(256),  # byoanet
     "lambda_resnet26t": Entry(128),  # byoanet
     "poolformer_s12": FREE,  # metaformer
     "caformer_s18": FREE,  # metaformer
-    "cait_xxs24_224": fixed(),
+    "cait_xxs24_224": fixed(depth=3),
     "coat_lite_tiny": fixed(),
-    "coatnet_pico_rw_224": fixed(),  # maxxvit
-    "maxvit_pico_rw_256": own(256),
-    "convit_tiny": fixed(),
+    "test_coatnet": Entry(160),  # maxxvit
+    "test_maxvit": Entry(160),  # maxxvit
+    "convit_tiny": fixed(depth=3, local_up_to_layer=2),
     "convmixer_768_32": FREE,
+    "test_convnext": FREE,
     "convnext_atto": FREE,
     "convnextv2_atto": FREE,
     "cpubone_nano": FREE,
-    "crossvit_tiny_240": own(240),
+    "crossvit_tiny_240": own(240, depth=((1, 1, 0), (1, 1, 0))),
     "cspresnet50": FREE,  # cspnet
     "darknet17": FREE,  # cspnet
     "csatv2": own(512),
     "cspnext_tiny": FREE,
-    "davit_tiny": FREE,
+    "davit_tiny": Entry(settings={"depths": (1, 1, 1, 1)}),
     "deepseek_vit_412m": fixed(56, embed_dim=64, depth=2, num_heads=4),
-    "deit_tiny_distilled_patch16_224": fixed(),
-    "deit3_small_patch16_224": fixed(),
-    "densenet121": FREE,
+    "deit_tiny_distilled_patch16_224": fixed(depth=3),
+    "deit3_small_patch16_224": fixed(depth=3),
+    "densenet121": Entry(settings={"block_config": (2, 2, 2, 2)}),
     "dla46x_c": FREE,
-    "dm_nfnet_f0": FREE,  # nfnet
+    "test_nfnet": FREE,
     "nf_regnet_b0": FREE,  # nfnet
     "dpn48b": FREE,
     "ese_vovnet19b_slim_dw": FREE,  # vovnet
     "resnet18": FREE,
-    "resnext50_32x4d": FREE,  # resnet
-    "ecaresnet26t": FREE,  # resnet
-    "resnetblur50": FREE,  # resnet
+    "resnext50_32x4d": Entry(settings=SHALLOW),  # resnet
+    "ecaresnet26t": Entry(settings=SHALLOW),  # resnet
+    "resnetblur50": Entry(settings=SHALLOW),  # resnet
     "edgenext_xx_small": FREE,
     "efficientformer_l1": own(224),
     "efficientformerv2_s0": own(224),
     "efficientnet_b0": FREE,
+    "test_efficientnet_gn": FREE,  # efficientnet
+    "test_efficientnet_evos": FREE,  # efficientnet
     "mobilenetv2_035": FREE,  # efficientnet
     "mixnet_s": FREE,  # efficientnet
     "efficientvim_m1": FREE,
     "efficientvit_b0": FREE,  # efficientvit_mit
     "efficientvit_m0": own(224),  # efficientvit_msra
-    "eva02_tiny_patch14_224": fixed(56),
-    "vit_small_patch16_dinov3": fixed(),  # eva
+    "eva02_tiny_patch14_224": fixed(56, depth=3),
+    "vit_small_patch16_dinov3": fixed(depth=3),  # eva
     "fasternet_t0": FREE,
     "fastvit_t8": FREE,
     "mobilenetv3_small_050": FREE,
@@ -134,7 +138,7 @@ ENTRIES: dict[str, Entry] = {
     "pit_ti_224": own(224),
     "pnasnet5large": Entry(96),
     "pvt_v2_b0": FREE,
-    "qwen3_vit_88m": Entry(64),
+    "qwen3_vit_88m": Entry(64, settings={"depth": 2}),
     "rdnet_tiny": FREE,
     "regnetx_002": FREE,
     "regnety_002": FREE,
@@ -146,29 +150,29 @@ ENTRIES: dict[str, Entry] = {
     "resnetv2_18": FREE,
     "resnetv2_50x1_bit": FREE,
     "rexnet_100": FREE,
-    "samvit_base_patch16_224": fixed(64, depth=4),  # vision_transformer_sam
+    "samvit_base_patch16_224": fixed(64, depth=2),  # vision_transformer_sam
     "selecsls42": FREE,
-    "sequencer2d_s": fixed(),
+    "sequencer2d_s": fixed(layers=(1, 1, 1, 1)),
     "shvit_s1": FREE,
     "skresnet18": FREE,
     "starnet_s050": FREE,
     "swiftformer_xs": Entry(224),
-    "swin_tiny_patch4_window7_224": own(224),
-    "swinv2_tiny_window8_256": own(256),
-    "swinv2_cr_tiny_224": own(224),
-    "vit_relpos_small_patch16_224": fixed(),
+    "swin_tiny_patch4_window7_224": own(224, depths=(2, 2, 2, 2)),
+    "swinv2_tiny_window8_256": own(256, depths=(2, 2, 2, 2)),
+    "swinv2_cr_tiny_224": own(224, depths=(2, 2, 2, 2)),
+    "vit_relpos_small_patch16_224": fixed(depth=3),
     "tiny_vit_5m_224": own(224),
-    "tnt_s_patch16_224": fixed(),
-    "tresnet_m": FREE,
-    "twins_pcpvt_small": own(224),
-    "twins_svt_small": own(224),
+    "tnt_s_patch16_224": fixed(depth=3),
+    "tresnet_m": Entry(settings=SHALLOW),
+    "twins_pcpvt_small": own(224, depths=(1, 1, 1, 1)),
+    "twins_svt_small": own(224, depths=(1, 1, 2, 1)),
     "vgg11_bn": FREE,
     "visformer_tiny": own(224),
-    "vit_tiny_r_s16_p8_224": own(224),  # vision_transformer_hybrid
+    "vit_tiny_r_s16_p8_224": own(224, depth=3),  # vision_transformer_hybrid
     "vitamin_small_224": own(224),
     "volo_d1_224": own(224),
     "xception41": FREE,
-    "xcit_nano_12_p16_224": own(224),
+    "xcit_nano_12_p16_224": own(224, depth=3),
 }
 
 
