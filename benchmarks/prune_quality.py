@@ -44,7 +44,7 @@ from trimtab.train.loop import fit, score
 ROOT = Path(__file__).parents[1]
 RATIOS = (0.2, 0.4, 0.6, 0.8)
 SEEDS = 5
-SAMPLES, NUM_SELECT, NUM_RECOVERY = 256, 1000, 5000
+SAMPLES, NUM_SELECT, NUM_RECOVERY = 256, 1000, 2500
 OURS: dict[str, dict[str, Any]] = {
     "magnitude": {"importance": "magnitude"},
     "bn_scale": {"importance": "bn_scale"},

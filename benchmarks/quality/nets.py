@@ -55,8 +55,8 @@ class ResNet20(nn.Module):
 NETS: dict[str, Callable[[], nn.Module]] = {"FashionNet": FashionNet, "ResNet-20": ResNet20}
 # fp32 whatever the machine: bf16 would be another experiment where a CPU has it
 FITS = {
-    "FashionNet": Fit(epochs=3, lr=5e-3, batch_size=64, weight_decay=0.05, precision="fp32"),
-    "ResNet-20": Fit(epochs=4, lr=5e-3, batch_size=64, weight_decay=0.05, precision="fp32"),
+    "FashionNet": Fit(epochs=2, lr=5e-3, batch_size=64, weight_decay=0.05, precision="fp32"),
+    "ResNet-20": Fit(epochs=3, lr=5e-3, batch_size=64, weight_decay=0.05, precision="fp32"),
 }
 RECOVERY = Fit(epochs=1, lr=2e-3, batch_size=64, weight_decay=0.05, precision="fp32")
 
