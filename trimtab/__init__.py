@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trimtab.artifact import Loaded, load
+    from trimtab.compress.allocate import Budget
     from trimtab.compress.distill import Distill
     from trimtab.compress.finetune import FineTune
     from trimtab.compress.prune import Prune
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 # name -> where it lives; what is asked for is imported, and nothing else
 FRONT_DOOR = {
     "Artifact": "core",
+    "Budget": "compress.allocate",
     "Distill": "compress.distill",
     "Drop": "core",
     "FineTune": "compress.finetune",
@@ -72,6 +74,7 @@ FRONT_DOOR = {
 
 __all__ = [
     "Artifact",
+    "Budget",
     "Distill",
     "Drop",
     "FineTune",

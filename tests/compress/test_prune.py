@@ -12,11 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from tests.compress.test_quantize import task_of
 from tests.graph.test_dims import Forward
 from tests.nets import NETS, net
-from trimtab.compress.prune import Prune, PrunePlan, magnitude
+from trimtab.compress.allocate import Budget
+from trimtab.compress.importance import magnitude
+from trimtab.compress.prune import Prune, PrunePlan
+from trimtab.core import Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
+from trimtab.graph.cost import macs, num_parameters
 from trimtab.graph.dims import groups
 
 
@@ -33,6 +38,10 @@ def graph_of(name: str) -> tuple[GraphModule, Tensor]:
 def test_names_itself() -> None:
     assert Prune(0.5).name == "prune .5"
     assert Prune(0.25).name == "prune .25"
+    assert Prune(0.5, importance="fisher", compensate=True, allocation="global").name == (
+        "prune .5 globally by fisher compensated"
+    )
+    assert Prune(budget=Budget(macs=0.5, params=0.25)).name == "prune to .5 macs, .25 params"
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -119,15 +128,31 @@ def test_importance_does_not_depend_on_the_scale_of_a_layer(factor: float) -> No
     torch.testing.assert_close(magnitude(graph, first), before, rtol=1e-5, atol=1e-6)
 
 
-def test_only_the_largest_factor_of_a_dim_is_cut() -> None:
-    def heads(m, x):
-        y = torch.relu(m.a(x).view(x.shape[0], 5, 4, 6).transpose(1, 2))
-        return m.b(y.transpose(1, 2).reshape(x.shape[0], 5, 24)).mean(1)
+def heads(m: nn.Module, x: Tensor) -> Tensor:
+    y = torch.relu(m.a(x).view(x.shape[0], 5, 4, 6).transpose(1, 2))
+    return m.b(y.transpose(1, 2).reshape(x.shape[0], 5, 24)).mean(1)
 
+
+@pytest.mark.parametrize(
+    ("settings", "expected", "left"),
+    [
+        ({"ratio": 0.5, "round_to": 4}, ("a", 2), "a#2 (6)"),
+        ({"ratio": 0.1, "round_to": 1}, ("a#2", 5), "a (4)"),
+        ({"ratio": 0.95, "round_to": 1, "keep_min": 2}, None, ""),
+        ({"ratio": 0.5, "round_to": 1, "heads": "inside"}, ("a#2", 3), "a (4)"),
+        ({"budget": Budget(macs=0.7), "round_to": 1}, ("a", 2), "a#2 (6)"),
+    ],
+)
+def test_of_heads_and_their_width_one_is_cut(settings, expected, left: str) -> None:
     graph = capture(Forward(heads, a=nn.Linear(6, 24), b=nn.Linear(24, 3)).eval(), (torch.randn(4, 5, 6),))
-    plan = Prune(0.5, round_to=4).plan(graph)
-    assert [(one.group, len(one.kept)) for one in plan.cuts] == [("a#2", 3)]
-    assert any(skip.what == "a (4)" and "a#2" in skip.why for skip in plan.skipped)
+    if expected is None:
+        with pytest.raises(PlanError, match="none of its channels would go"):
+            Prune(**settings).plan(graph)
+        return
+    plan = Prune(**settings).plan(graph)
+    assert [(one.group, len(one.kept)) for one in plan.cuts] == [expected]
+    assert any(skip.what == left and skip.why for skip in plan.skipped)
+    assert Prune(**settings).apply(graph, plan)(torch.randn(2, 5, 6)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.5, 1.5, float("nan")])
@@ -141,7 +166,7 @@ def test_refuses_settings_that_make_no_sense() -> None:
         Prune(0.5, round_to=0)
     with pytest.raises(PlanError, match="round_to >= 1 and keep_min >= 1"):
         Prune(0.5, keep_min=0)
-    with pytest.raises(PlanError, match="use 'magnitude'"):
+    with pytest.raises(PlanError, match="use one of 'magnitude', 'bn_scale'"):
         Prune(0.5, importance="luck")
 
 
@@ -174,7 +199,7 @@ def test_refuses_a_graph_without_anything_to_cut() -> None:
 
 
 def test_refuses_a_module_that_is_not_captured() -> None:
-    with pytest.raises(PlanError, match="Capture it first"):
+    with pytest.raises(PlanError, match=r"got a Linear and no task.*Capture it first"):
         Prune(0.5).plan(nn.Linear(4, 3))
 
 
@@ -184,3 +209,116 @@ def test_refuses_a_plan_for_another_graph() -> None:
     once = Prune(0.5).apply(graph, plan)
     with pytest.raises(PlanError, match=r"made for another graph \(layers\.0: 32 planned, 16 found"):
         Prune(0.5).apply(once, plan)
+
+
+def test_a_module_is_captured_with_the_tasks_inputs() -> None:
+    module, x = net("mlp")
+    task = task_of(x)
+    assert Prune(0.5).plan(module, task) == Prune(0.5).plan(capture(module, (x,)), task)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ratio": 0.4, "importance": "taylor"},
+        {"ratio": 0.4, "importance": "fisher", "allocation": "global", "round_to": 1},
+        {"budget": Budget(macs=0.6), "importance": "activation", "round_to": 2},
+        {"budget": Budget(params=0.6), "importance": "bn_scale", "round_to": 2, "compensate": True},
+        {"budget": Budget(macs=0.6, params=0.7), "importance": "obs", "round_to": 2},
+    ],
+    ids=str,
+)
+def test_every_setting_plans_what_apply_makes(name: str, settings) -> None:
+    graph, x = graph_of(name)
+    task, method = task_of(x), Prune(samples=64, **settings)
+    plan = method.plan(graph, task)
+    pruned = method.apply(graph, plan, Tools(task=task))
+    macs_left = plan.macs - sum(one.macs_freed for one in plan.cuts)
+    params_left = plan.params - sum(one.params_freed for one in plan.cuts)
+    assert (macs(pruned), num_parameters(pruned)) == (macs_left, params_left)
+    assert (macs(graph), num_parameters(graph)) == (plan.macs, plan.params)
+    for quantity, share in (method.budget.limits() if method.budget else {}).items():
+        assert {"macs": macs_left / plan.macs, "params": params_left / plan.params}[quantity] <= share
+    assert bool(plan.compensated) == (settings["importance"] == "obs" or "compensate" in settings)
+
+
+def test_a_global_ranking_spares_the_group_that_matters() -> None:
+    graph, _ = graph_of("mlp")
+    plan = Prune(0.4, allocation="global", round_to=1).plan(graph)
+    gone = sum(one.size - len(one.kept) for one in plan.cuts)
+    assert gone == round(0.4 * (32 + 24))
+    with torch.no_grad():
+        graph.get_parameter("layers.0.weight")[:20] *= 1e-6
+        graph.get_parameter("layers.3.weight")[:, :20] *= 1e-6
+    plan = Prune(0.4, allocation="global", round_to=1, max_ratio=0.5).plan(graph)
+    assert len(next(one.kept for one in plan.cuts if one.group == "layers.0")) == 16, "as far as max_ratio allows"
+
+
+def test_times_are_measured_if_asked_for_and_are_no_part_of_a_plans_value() -> None:
+    graph, _ = graph_of("conv")
+    plain, timed = Prune(0.5).plan(graph), Prune(0.5, timed=True).plan(graph)
+    assert plain == timed
+    assert plain.ms is None
+    assert timed.ms is not None
+    assert timed.ms > 0
+    assert all(isinstance(row["ms freed"], float) for row in timed.rows())
+    assert "eager, one thread, one sample" in str(timed)
+    assert " ms" not in str(plain)
+
+
+def test_a_budget_of_time_narrows_what_is_slow() -> None:
+    module = nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 8))
+    graph = capture(module.eval(), (torch.randn(2, 64),))
+    plan = Prune(budget=Budget(latency_ms=0.5), timed=True).plan(graph)
+    assert plan.cuts
+    assert plan.macs - sum(one.macs_freed for one in plan.cuts) < 0.7 * plan.macs
+
+
+def test_prints_as_a_table() -> None:
+    graph, _ = graph_of("conv")
+    text = str(Prune(0.5).plan(graph))
+    lines = text.splitlines()
+    assert lines[0].split("  ")[0] == "group"
+    assert lines[1].startswith("features.0")
+    assert "features.0.weight, features.1.weight" in lines[1]
+    assert any(line.startswith("parameters 1,") and "% left" in line for line in lines)
+    assert any(line.startswith("MACs of one sample") for line in lines)
+    assert lines[-2:] == ["left alone:", "  head (5): it is the model's output"]
+
+
+def test_a_model_without_values_gets_its_widths() -> None:
+    graph, _ = graph_of("mlp")
+    plan = Prune(0.5).plan(graph.to("meta"))
+    assert [len(one.kept) for one in plan.cuts] == [16, 16]
+    assert any("no values" in skip.why for skip in plan.skipped)
+
+
+def test_refuses_what_contradicts_itself() -> None:
+    with pytest.raises(PlanError, match="one of ratio and budget"):
+        Prune()
+    with pytest.raises(PlanError, match="one of ratio and budget"):
+        Prune(0.5, budget=Budget(macs=0.5))
+    with pytest.raises(PlanError, match="Leave allocation out"):
+        Prune(budget=Budget(macs=0.5), allocation="global")
+    with pytest.raises(PlanError, match=r"allocation='fair'.*'uniform', 'global'"):
+        Prune(0.5, allocation="fair")
+    with pytest.raises(PlanError, match="heads='some'"):
+        Prune(0.5, heads="some")
+    with pytest.raises(PlanError, match="most that goes from one group"):
+        Prune(0.5, allocation="global", max_ratio=0.4)
+
+
+def test_refuses_a_budget_that_cannot_be_met() -> None:
+    graph, _ = graph_of("mlp")
+    with pytest.raises(PlanError, match=r"budget cannot be met: macs would have to fall to 0\.01 .* come to 0\.065"):
+        Prune(budget=Budget(macs=0.01), round_to=1).plan(graph)
+
+
+@pytest.mark.parametrize("settings", [{"importance": "taylor"}, {"compensate": True}])
+def test_refuses_to_calibrate_on_too_little(settings) -> None:
+    graph, x = graph_of("mlp")
+    with pytest.raises(PlanError, match="needs data to calibrate on"):
+        Prune(0.5, **settings).plan(graph)
+    with pytest.raises(PlanError, match="needs 16 calibration samples or more; got 8"):
+        Prune(0.5, samples=8, **settings).plan(graph, task_of(x))

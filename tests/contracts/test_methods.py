@@ -32,6 +32,13 @@ FIT = Fit(epochs=1, batch_size=32, precision="fp32")
 METHODS: dict[str, Callable[[], Method]] = {
     "prune": lambda: tt.Prune(ratio=0.5),
     "prune exactly": lambda: tt.Prune(ratio=0.3, round_to=1),
+    "prune by obs": lambda: tt.Prune(ratio=0.5, importance="obs", samples=64),
+    "prune by taylor": lambda: tt.Prune(ratio=0.5, importance="taylor", samples=64),
+    "prune by fisher, globally": lambda: tt.Prune(ratio=0.4, importance="fisher", allocation="global", round_to=4),
+    "prune by activation, compensated": lambda: tt.Prune(ratio=0.5, importance="activation", compensate=True),
+    "prune by bn_scale to a budget": lambda: tt.Prune(
+        budget=tt.Budget(macs=0.6, params=0.8), importance="bn_scale", round_to=2
+    ),
     "distill": lambda: tt.Distill(epochs=1, lr=1e-3, temperature=2.0),
     "fine-tune": lambda: tt.FineTune(epochs=1, lr=1e-3),
     "quantize": lambda: tt.Quantize(samples=64),
@@ -40,6 +47,11 @@ ROWS = [
     ("prune", "resnet"),
     ("prune", "mlp"),
     ("prune exactly", "conv"),
+    ("prune by obs", "resnet"),
+    ("prune by taylor", "conv"),
+    ("prune by fisher, globally", "mlp"),
+    ("prune by activation, compensated", "conv"),
+    ("prune by bn_scale to a budget", "resnet"),
     ("distill", "conv"),
     ("distill", "mlp"),
     ("fine-tune", "resnet"),

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from tests.nets import NETS, net
 from trimtab.graph.capture import capture
-from trimtab.graph.fold import fold_batchnorm
+from trimtab.graph.dims import groups
+from trimtab.graph.fold import fold_batchnorm, fold_weights
 from trimtab.graph.save import load_graph, save_graph
+from trimtab.graph.surgery import cut
 
 
 def settled(module: nn.Module) -> nn.Module:
@@ -109,3 +111,43 @@ def test_statistics_of_the_batch_are_not_folded() -> None:
     folded = fold_batchnorm(graph)
     assert "batch_norm" in folded.code
     assert torch.equal(folded(x), graph(x))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weights have mean 0 and variance 1 over the inputs of each filter, times a gain."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.rand(self.out_channels, 1, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = nn.functional.batch_norm(self.weight.view(1, self.out_channels, -1), None, None, training=True)
+        return nn.functional.conv2d(x, w.view_as(self.weight) * self.gain, self.bias)
+
+
+def test_computed_weights_become_plain_ones_that_can_be_cut() -> None:
+    module = nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), Standardised(8, 4, 1), nn.Flatten(), nn.Linear(36, 2))
+    x = torch.randn(4, 3, 5, 5)
+    graph = capture(module.eval(), (x,))
+    assert [group.size for group in groups(graph).cuttable] == [4]  # the 8 are standardised over by the next weights
+    folded, names = fold_weights(graph)
+    assert names == ("0.weight", "2.weight")
+    torch.testing.assert_close(folded(x), graph(x))
+    assert [group.name for group in groups(folded).cuttable] == ["0", "2"]
+    assert "0.gain" not in dict(folded.named_parameters())
+    cut(folded, {"0": (0, 1, 5), "2": (1, 2)})
+
+
+def test_weights_that_are_only_moved_or_shared_stay_computed() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(nn.functional.linear(x, self.weight * 2), self.weight)
+
+    graph = capture(Tied(), (torch.randn(4, 6),))
+    assert fold_weights(graph) == (graph, ())
+    plain = capture(nn.Sequential(nn.Linear(6, 3)), (torch.randn(4, 6),))
+    assert fold_weights(plain) == (plain, ())

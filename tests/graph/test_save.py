@@ -52,7 +52,7 @@ def test_a_damaged_or_foreign_graph_is_refused(tmp_path: Path) -> None:
     module, x = net("mlp")
     save_graph(capture(module, (x,)), tmp_path)
     text = (tmp_path / "graph.json").read_text()
-    (tmp_path / "graph.json").write_text(text.replace('"format": 1', '"format": 99'))
+    (tmp_path / "graph.json").write_text(text.replace('"format": 2', '"format": 99'))
     with pytest.raises(ArtifactError, match="format 99"):
         load_graph(tmp_path)
     (tmp_path / "graph.json").write_text(text.replace("aten.relu.default", "evil.relu.default"))

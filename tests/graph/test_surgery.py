@@ -15,6 +15,7 @@ from tests.graph.test_dims import Forward
 from tests.nets import NETS, net
 from trimtab.errors import PlanError
 from trimtab.graph import surgery
+from trimtab.graph.atoms import Block, Place
 from trimtab.graph.capture import capture, set_tensor_
 from trimtab.graph.dims import Groups, groups
 from trimtab.graph.modes import frozen_modes
@@ -33,12 +34,16 @@ def shapes(graph: GraphModule) -> dict[str, tuple[int, ...]]:
 
 @torch.no_grad()
 def masked_by_weights(graph: GraphModule, kept: dict[str, tuple[int, ...]]) -> GraphModule:
-    """The slow reference: zero the columns of every weight that reads a cut channel."""
+    """The slow reference: zero the columns of every weight that reads a cut channel.
+
+    Where no weight reads it (queries meet keys), zero the rows of the weights and biases that make it.
+    """
     masked = copy.deepcopy(graph)
     parameters = dict(masked.named_parameters())
     for group in groups(graph).cuttable:
-        for use in group.uses:
-            if use.role == "consumer" and group.name in kept:
+        reading = [use for use in group.uses if use.role == "consumer"]
+        for use in reading or group.uses:
+            if group.name in kept:
                 gone = ~use.place.mask(kept[group.name])
                 parameters[use.name].index_fill_(use.dim, gone.nonzero().flatten(), 0)
     return masked
@@ -150,48 +155,96 @@ def test_in_place_operations_are_followed() -> None:
     assert shapes(cut(graph, halves(graph)))["a.weight"] == (4, 3, 3, 3)
 
 
+class Attend(nn.Module):
+    """Attention over positions, [B, C, H, W] -> the same, with fused, uneven or grouped projections."""
+
+    def __init__(self, width: int, kind: str) -> None:
+        super().__init__()
+        self.kind, self.heads = kind, 2
+        self.num_keys = 1 if kind == "grouped" else 2
+        self.project = nn.Linear(width, 3 * (2 + 2 * self.num_keys))
+        self.out = nn.Linear(6, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(x.flatten(2).transpose(1, 2))
+        batch, length = y.shape[:2]
+        if self.kind == "fused":
+            q, k, v = y.view(batch, length, 3, 2, 3).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            parts = y.split([6, 3 * self.num_keys, 3 * self.num_keys], dim=-1)
+            q, k, v = (part.unflatten(-1, (-1, 3)).transpose(1, 2) for part in parts)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=self.kind == "grouped")
+        return self.out(y.transpose(1, 2).flatten(2)).transpose(1, 2).reshape(x.shape)
+
+
 class RandomNet(nn.Module):
-    """Convolutions of all kinds, residual sums and products, then pooling or flattening, then linear layers."""
+    """Layers of all kinds, joined by sums, products and concatenation; pooling or flattening; linear layers."""
 
     def __init__(self, layers: list[tuple], width: int, flatten: bool, hidden: int) -> None:
         super().__init__()
         self.layers, self.flatten = layers, flatten
         self.parts = nn.ModuleList([nn.Conv2d(2, width, 3, padding=1)])
         for kind, wide, num_groups in layers:
-            out = width
-            if kind == "depthwise":
-                part = nn.Conv2d(width, width, 3, padding=1, groups=width)
-            elif kind in ("conv", "strided"):
-                out = wide
-                part = nn.Conv2d(width, out, 3, padding=1, groups=num_groups, stride=2 if kind == "strided" else 1)
-            elif kind in ("residual", "gated"):
-                part = nn.Sequential(
-                    nn.Conv2d(width, wide, 1), nn.BatchNorm2d(wide), nn.SiLU(), nn.Conv2d(wide, width, 1)
-                )
-            elif kind == "squeeze":
-                part = nn.Sequential(
-                    nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, 4, 1), nn.ReLU(), nn.Conv2d(4, width, 1), nn.Sigmoid()
-                )
-            elif kind == "norm":
-                part = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-            else:
-                part = nn.MaxPool2d(3, stride=1, padding=1)
-            width = out
-            self.parts.append(part)
+            self.parts.append(self.part(kind, width, wide, num_groups))
+            width = {"conv": wide, "strided": wide, "dense": width + wide, "halves": width // 2}.get(kind, width)
         self.pool = nn.AdaptiveAvgPool2d(2)
         self.drop = nn.Dropout(0.3)
         self.head = nn.Sequential(nn.Linear(width * (4 if flatten else 1), hidden), nn.GELU(), nn.Linear(hidden, 3))
+
+    @staticmethod
+    def part(kind: str, width: int, wide: int, num_groups: int) -> nn.Module:
+        num_groups = num_groups if width % num_groups == wide % num_groups == 0 else 1
+        match kind:
+            case "depthwise":
+                return nn.Conv2d(width, width, 3, padding=1, groups=width)
+            case "conv" | "strided":
+                stride = 2 if kind == "strided" else 1
+                return nn.Conv2d(width, wide, 3, padding=1, groups=num_groups, stride=stride)
+            case "residual" | "gated":
+                return nn.Sequential(
+                    nn.Conv2d(width, wide, 1), nn.BatchNorm2d(wide), nn.SiLU(), nn.Conv2d(wide, width, 1)
+                )
+            case "squeeze":
+                return nn.Sequential(
+                    nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, 4, 1), nn.ReLU(), nn.Conv2d(4, width, 1), nn.Sigmoid()
+                )
+            case "dense":
+                return nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.ConvTranspose2d(width, wide, 3, padding=1))
+            case "norm":
+                return nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+            case "group norm":
+                return nn.Sequential(nn.GroupNorm(2 if width % 2 == 0 else 1, width), nn.ReLU())
+            case "fused" | "uneven" | "grouped":
+                return Attend(width, kind)
+            case "shuffle":
+                return nn.ChannelShuffle(2 if width % 2 == 0 else 1)
+            case "pool":
+                return nn.MaxPool2d(3, stride=1, padding=1)
+        return nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.parts[0](x)
         for (kind, _, _), part in zip(self.layers, self.parts[1:], strict=True):
             y = part(x)
-            x = x + y if kind == "residual" else x * y if kind in ("gated", "squeeze") else y
+            if kind in ("residual", "fused", "uneven", "grouped"):
+                x = x + y
+            elif kind in ("gated", "squeeze"):
+                x = x * y
+            elif kind == "dense":
+                x = torch.cat([y, x], 1)
+            elif kind == "halves":
+                first, second = x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 : x.shape[1] // 2 * 2]
+                x = first * torch.sigmoid(second)
+            else:
+                x = y
         x = self.pool(x).flatten(1) if self.flatten else x.mean((2, 3))
         return self.head(self.drop(x))
 
 
-KINDS = ["conv", "strided", "depthwise", "residual", "gated", "squeeze", "norm", "pool"]
+KINDS = (
+    *("conv", "strided", "depthwise", "residual", "gated", "squeeze", "dense", "halves"),
+    *("norm", "group norm", "fused", "uneven", "grouped", "shuffle", "pool"),
+)
 LAYERS = st.lists(
     st.tuples(st.sampled_from(KINDS), st.sampled_from([4, 8, 12]), st.sampled_from([1, 1, 2, 4])),
     min_size=1,
@@ -231,7 +284,7 @@ def test_a_wrong_rule_is_caught_and_the_group_named(monkeypatch: pytest.MonkeyPa
 
     def wrong(_: GraphModule) -> Groups:
         first, *others = right.cuttable
-        swapped = tuple(replace(r, place=replace(r.place, outer=1, inner=4)) for r in first.reads)
+        swapped = tuple(replace(r, place=Place(r.place.size, r.place.width, (Block(0, (), 4),))) for r in first.reads)
         return Groups((replace(first, reads=swapped), *others), right.skipped)
 
     monkeypatch.setattr(surgery, "groups", wrong)

@@ -17,14 +17,25 @@ Element = tuple[str, int, int]  # a parameter, a dim and an index; or a contract
 aten = torch.ops.aten
 
 
-def is_contraction(node: Node) -> bool:
-    """A linear layer or a convolution that is not depthwise."""
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+
+
+def contracted_dim(node: Node) -> int | None:
+    """The dim of its first argument that a linear layer, convolution or sum runs over; None for other operations.
+
+    A depthwise convolution runs over none.
+    """
     if node.target is aten.linear.default:
-        return True
-    if node.target not in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
-        return False
-    groups = node.args[6] if len(node.args) > 6 else 1
-    return groups == 1 or node.args[1].meta["val"].shape[1] > 1
+        return node.args[0].meta["val"].ndim - 1
+    if node.target is aten.sum.dim_IntList:
+        return node.args[1][0] % node.args[0].meta["val"].ndim
+    if not isinstance(node.target, torch._ops.OpOverload) or str(node.target).split(".")[1] not in CONVOLUTIONS:
+        return None
+    groups = {a.name: value for a, value in zip(node.target._schema.arguments, node.args, strict=False)}.get(
+        "groups", 1
+    )
+    channels = node.args[0].meta["val"].shape[1]
+    return 1 if groups == 1 or channels // groups > 1 else None
 
 
 class _Run(Interpreter):
@@ -37,7 +48,7 @@ class _Run(Interpreter):
         self.made: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
-        if not is_contraction(n):
+        if contracted_dim(n) is None:
             return super().run_node(n)
         self.read[n] = self.env[n.args[0]].clone()
         uses = any(isinstance(arg, Node) and arg.target == self.name for arg in n.args)
@@ -58,7 +69,8 @@ def moved(graph: GraphModule, x: Tensor, name: str, dim: int, index: int) -> fro
     parameter.copy_(before)
     found = set()
     for node, read in after.read.items():
-        channel = read.ndim - 1 if node.target is aten.linear.default else 1
+        channel = contracted_dim(node)
+        assert channel is not None
         changed = (read - base.read[node]).abs().movedim(channel, 0).flatten(1).amax(dim=1) > 1e-9
         found |= {(node.name, channel, i) for i in changed.nonzero().flatten().tolist()}
     return frozenset(found)

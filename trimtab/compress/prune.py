@@ -1,47 +1,57 @@
-"""Structured pruning: whole channels go, so the model is smaller and faster in every runtime.
+"""Structured pruning: whole channels, heads and neurons go, so the model is smaller and faster in every runtime.
 
-Which slices belong to one channel is read from the graph (`graph/dims.py`); the least important channels of each group
-go, the same share from every group. Importance is magnitude: the L2 norm of a channel's slice of each weight that
-makes it, scales it (BatchNorm, depthwise convolution) or reads it, each relative to the mean over the group's
-channels, averaged. After Li et al., "Pruning Filters for Efficient ConvNets" (2017), which ranks by the L1 norm of
-the producing filter alone, and Fang et al., "DepGraph" (2023), which sums over the whole group.
+Which slices belong to one channel is read from the graph (`graph/dims.py`). How much a channel matters says one of six
+measures (`importance.py`), how many go from each group `ratio`, one ranking over all groups, or a budget
+(`allocate.py`); and the layers that read what went can be re-solved so that they give what they gave (`compensate.py`).
 
-Cost: one pass over the weights to plan; applying checks the cut by four forward passes in float64 on three inputs.
+Cost: planning is one pass over the weights, or over the calibration samples; applying checks the cut by four forward
+passes in float64 on three inputs, and compensates in one pass of two graphs over the samples.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from trimtab.core import Skip, Task, Tools
+from trimtab.compress.allocate import Budget, Cost, choice, knapsack, ranked_together
+from trimtab.compress.calibration import calibration, layer_of
+from trimtab.compress.compensate import compensate_, solvable
+from trimtab.compress.factors import Heads, disjoint
+from trimtab.compress.importance import MEASURES, NEED_DATA, NO_VALUES, Scores, importances
+from trimtab.compress.layertime import LayerTimes
+from trimtab.compress.tables import table
+from trimtab.core import Skip, Split, Task, Tools
 from trimtab.errors import PlanError
-from trimtab.graph.capture import get_tensor
-from trimtab.graph.dims import Group, groups
+from trimtab.graph.capture import capture
+from trimtab.graph.cost import Contraction, Gone, Product, Sizes, contractions, parameters
+from trimtab.graph.dims import Group, Role, groups
 from trimtab.graph.surgery import cut
+
+Importance = Literal["magnitude", "taylor", "bn_scale", "activation", "fisher", "obs"]
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A dim of a parameter or buffer, before and after."""
+    """A dim of a parameter or buffer, before and after; what it is used for as in `graph.dims.Use`."""
 
     parameter: str
     dim: int
     before: int
     after: int
+    role: Role = "follower"
 
 
 @dataclass(frozen=True)
 class Cut:
     """What goes from one group: `kept` are the channels that stay, out of `size`.
 
-    importance_lost: the share of the group's importance that goes. params_freed counts what goes beside the cuts
-    that stand before it in the plan, so that they add up.
+    importance_lost: the share of the group's importance that goes, by the measure `by`. What is freed counts beside
+    the cuts that stand before it in the plan, so that it adds up: numbers in parameters, multiply-accumulates of one
+    sample, and, if they were measured, milliseconds of the contractions in eager PyTorch with one thread.
     """
 
     group: str
@@ -49,115 +59,256 @@ class Cut:
     kept: tuple[int, ...]
     slices: tuple[Slice, ...]
     importance_lost: float
+    by: str
     params_freed: int
+    macs_freed: int
+    ms_freed: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """Which channels stay in which group, and what was left alone."""
+    """Which channels stay in which group, which layers are re-solved on `samples`, and what was left alone.
+
+    params, macs and ms are the original's.
+    """
 
     cuts: tuple[Cut, ...]
     skipped: tuple[Skip, ...]
+    params: int
+    macs: int
+    compensated: tuple[str, ...] = ()
+    samples: int = 0
+    ms: float | None = field(default=None, compare=False)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per group."""
         return [
             {
                 "group": one.group,
-                "weights": ", ".join(dict.fromkeys(part.parameter for part in one.slices)),
+                "made by": _names(one, ("producer", "scale")),
+                "read by": _names(one, ("consumer",)),
                 "channels before": one.slices[0].before,
                 "channels after": one.slices[0].after,
                 "importance lost": round(one.importance_lost, 4),
+                "importance by": one.by,
                 "params freed": one.params_freed,
+                "macs freed": one.macs_freed,
+                "ms freed": None if one.ms_freed is None else round(one.ms_freed, 4),
             }
             for one in self.cuts
         ]
 
+    def __str__(self) -> str:
+        """The rows as a table, what is left of the whole, and what could not be cut and why."""
+        params = self.params - sum(one.params_freed for one in self.cuts)
+        macs = self.macs - sum(one.macs_freed for one in self.cuts)
+        lines = [
+            table(self.rows()),
+            f"parameters {self.params:,} to {params:,} ({params / self.params:.1%} left)",
+            f"MACs of one sample {self.macs:,} to {macs:,} ({macs / self.macs:.1%} left)",
+        ]
+        if self.ms:
+            ms = self.ms - sum(one.ms_freed or 0.0 for one in self.cuts)
+            lines.append(f"contractions, eager, one thread, one sample: {self.ms:.3g} ms to {ms:.3g} ms (measured)")
+        if self.compensated:
+            lines.append(f"re-solved on {self.samples} samples: {', '.join(self.compensated)}")
+        return "\n".join([*lines, table([], self.skipped)]).rstrip()
+
 
 @dataclass(frozen=True)
 class Prune:
-    """Cut the share `ratio` of the channels of every group.
+    """Cut channels: the share `ratio` of every group, or of all, or as many as a budget asks for.
 
-    ratio: between 0 and 1. round_to: kept widths become multiples of it in groups at least twice as wide, because
-    runtimes work in such blocks. keep_min: a plan that would keep fewer channels of a group is refused.
+    Args:
+        ratio: the share that goes, between 0 and 1; give it or a budget.
+        importance: which channels matter; `importance.py` tells of each. `bn_scale` falls back to magnitude, and
+            the plan says so.
+        allocation: "uniform" cuts every group by `ratio`; "global" the least channels of all groups.
+        budget: what may stay of the original's cost; the widths that lose least are found.
+        round_to: kept widths become multiples of it in groups at least twice as wide, because runtimes work in such
+            blocks.
+        keep_min: a plan that would keep fewer channels of a group is refused.
+        max_ratio: the most that goes from one group, if not all are cut alike.
+        heads: where several groups are factors of one dim, as heads and their width: "whole" cuts the outermost,
+            "inside" the innermost, "auto" whole heads if at least one goes.
+        samples: of the train split, for importance and compensation.
+        compensate: re-solve the layers that read what went; by default with "obs" alone, which counts on it.
+        timed: measure milliseconds for the plan's table.
 
-    >>> Prune(0.5).name
-    'prune .5'
+    >>> Prune(0.5).name, Prune(budget=Budget(macs=0.4), importance="taylor").name
+    ('prune .5', 'prune to .4 macs by taylor')
     """
 
-    ratio: float
-    importance: Literal["magnitude"] = "magnitude"
+    ratio: float | None = None
+    importance: Importance = "magnitude"
+    allocation: Literal["uniform", "global"] = "uniform"
+    budget: Budget | None = None
     round_to: int = 8
     keep_min: int = 1
+    max_ratio: float = 0.9
+    heads: Heads = "auto"
+    samples: int = 256
+    compensate: bool | None = None
+    timed: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
+        if (self.ratio is None) == (self.budget is None):
+            raise PlanError(
+                f"Prune needs one of ratio and budget; got ratio={self.ratio}, budget={self.budget}. "
+                "Give Prune(0.5), or Prune(budget=Budget(macs=0.5))."
+            )
+        if self.ratio is not None and not 0 < self.ratio < 1:
             raise PlanError(
                 f"Prune(ratio={self.ratio:g}) is not a share of channels to cut: give 0 < ratio < 1, e.g. 0.5."
             )
-        if self.importance != "magnitude":
-            raise PlanError(f"Prune(importance={self.importance!r}) is not known; use 'magnitude'.")
+        _require_one_of("importance", self.importance, MEASURES)
+        _require_one_of("allocation", self.allocation, ("uniform", "global"))
+        _require_one_of("heads", self.heads, ("auto", "whole", "inside"))
+        if self.budget is not None and self.allocation != "uniform":
+            raise PlanError(
+                f"Prune(budget=..., allocation={self.allocation!r}): a budget sets the widths itself. "
+                "Leave allocation out."
+            )
         if self.round_to < 1 or self.keep_min < 1:
             raise PlanError(
                 f"Prune needs round_to >= 1 and keep_min >= 1; got {self.round_to} and {self.keep_min}. "
                 "round_to=1 keeps any width."
             )
+        if not 0 < self.max_ratio < 1 or (self.allocation == "global" and self.ratio and self.ratio > self.max_ratio):
+            raise PlanError(
+                f"Prune(max_ratio={self.max_ratio:g}) is the most that goes from one group: give a share of at least "
+                f"the ratio ({self.ratio}) and below 1, e.g. 0.9."
+            )
 
     @property
     def name(self) -> str:
         """Name for people, e.g. in a recipe."""
-        return f"prune {self.ratio:g}".replace(" 0.", " .")
+        if self.budget is not None:
+            words = "prune to " + ", ".join(f"{share:g} {what}" for what, share in self.budget.limits().items())
+        else:
+            words = f"prune {self.ratio:g}" + (" globally" if self.allocation == "global" else "")
+        words += "" if self.importance == "magnitude" else f" by {self.importance}"
+        words += " compensated" if self._compensates and self.importance != "obs" else ""
+        return words.replace(" 0.", " .")
 
     def plan(self, graph: GraphModule | nn.Module, task: Task | None = None) -> PrunePlan:
-        """Choose the channels that stay. `task` is not needed: magnitude looks at the weights alone.
+        """Choose the channels that stay.
+
+        Args:
+            graph: captured; or a module, which is captured with inputs of the task's select split.
+            task: not needed for a graph by magnitude or bn_scale without compensation.
 
         Raises:
-            PlanError: nothing can be cut, too few channels would stay, or weights are not finite.
+            PlanError: nothing can be cut, too few channels would stay, the budget cannot be met, weights or importance
+                are not finite, or there are too few samples.
         """
-        if not isinstance(graph, GraphModule):
-            raise PlanError(
-                f"Prune plans on a captured graph; got a {type(graph).__name__}. "
-                "Capture it first: capture(model, inputs)."
-            )
+        graph = as_graph(graph, task, method="Prune")
         found = groups(graph)
-        chosen, skipped = _disjoint(found.cuttable)
-        shapes = {name: list(p.shape) for name, p in graph.named_parameters()}
-        cuts = []
-        for group in chosen:
-            importance = magnitude(graph, group)
-            num_kept = self._num_kept(group)
-            if num_kept == group.size:
-                why = f"cutting {self.ratio:g} of it, rounded to a multiple of {self.round_to}, leaves it whole"
-                skipped.append(Skip(f"{group.name} ({group.size})", why))
-            else:
-                cuts.append(_cut(group, importance, num_kept, shapes))
+        chosen, skipped = disjoint(found.cuttable, self._would_be_cut, self.heads)
+        data = self._data(task)
+        scores = importances(graph, chosen, self.importance, task=task, data=data)
+        sizes = Sizes(graph, chosen)
+        kept = self._widths(sizes, chosen, scores)
+        whole = [group for group in chosen if kept[group.name] == group.size]
+        skipped += [Skip(f"{group.name} ({group.size})", self._why_whole()) for group in whole]
+        left = [group for group in chosen if group not in whole]
         skips = (*found.skipped, *skipped)
-        if not cuts:
+        if not left:
             reasons = "".join(f"\n  {skip.what}: {skip.why}" for skip in skips)
             raise PlanError(
-                f"Nothing can be cut from this graph at ratio {self.ratio:g}. Raise the ratio, lower round_to, "
+                f"Nothing can be cut from this graph by {self.name!r}. Raise the ratio, lower round_to, "
                 f"or use a method that does not cut channels.{reasons}"
             )
-        return PrunePlan(tuple(cuts), skips)
+        if any(scores[group.name].by == NO_VALUES for group in left):
+            skips += (Skip("the choice of channels", "the weights have no values, so only the widths mean something"),)
+        solved, unsolved = solvable(graph, left) if self._compensates else ((), ())
+        draft = [_kept_channels(scores[group.name].values, kept[group.name]) for group in left]
+        return _priced(
+            sizes,
+            left,
+            draft,
+            scores,
+            PrunePlan((), (*skips, *unsolved), 0, 0, solved, self._num_samples(data)),
+            self.timed,
+        )
 
     def apply(self, graph: GraphModule, plan: PrunePlan, tools: Tools | None = None) -> GraphModule:
         """A copy of `graph` without the channels that the plan leaves out; every cut is checked.
 
         Raises:
-            PlanError: the plan is for another graph, or the result is not the masked original.
+            PlanError: the plan is for another graph, the result is not the masked original, or there is no task to
+                compensate on.
         """
-        sizes = {group.name: group.size for group in groups(graph).cuttable}
+        known = {group.name: group for group in groups(graph).cuttable}
+        sizes = {name: group.size for name, group in known.items()}
         wrong = [one for one in plan.cuts if sizes.get(one.group) != one.size]
         if wrong:
             listed = ", ".join(f"{w.group}: {w.size} planned, {sizes.get(w.group, 'none')} found" for w in wrong)
             raise PlanError(f"This plan was made for another graph ({listed}). Plan on the graph that you cut.")
-        return cut(graph, {one.group: one.kept for one in plan.cuts})
+        pruned = cut(graph, {one.group: one.kept for one in plan.cuts})
+        if not plan.compensated:
+            return pruned
+        if tools is None or tools.task is None:
+            raise PlanError(
+                "Compensation re-solves weights on the task's data; got no task. Give Tools(task=...), or plan with "
+                "compensate=False."
+            )
+        data = calibration(tools.task, plan.samples, purpose="Compensation")
+        outputs = _kept_outputs(graph, plan, known)
+        return compensate_(pruned, graph, data, plan.compensated, outputs=outputs, report=tools.report)
+
+    @property
+    def _compensates(self) -> bool:
+        return self.importance == "obs" if self.compensate is None else self.compensate
+
+    def _data(self, task: Task | None) -> Split | None:
+        if self.importance in NEED_DATA:
+            return calibration(task, self.samples, purpose=f"Prune(importance={self.importance!r})")
+        return calibration(task, self.samples, purpose="Compensation") if self._compensates else None
+
+    def _num_samples(self, data: Split | None) -> int:
+        return len(data) if data is not None and self._compensates else 0
+
+    def _why_whole(self) -> str:
+        if self.ratio is None or self.allocation == "global":
+            return "what it would lose is worth more elsewhere"
+        return f"cutting {self.ratio:g} of it, rounded to a multiple of {self.round_to}, leaves it whole"
+
+    def _widths(self, sizes: Sizes, chosen: list[Group], scores: dict[str, Scores]) -> dict[str, int]:
+        """How many channels each group keeps."""
+        if self.budget is not None:
+            choices = [choice(group.name, scores[group.name].values, self._allowed(group)) for group in chosen]
+            return knapsack(choices, _costs(sizes, self.budget)) if choices else {}
+        assert self.ratio is not None
+        if self.allocation == "uniform":
+            return {group.name: self._num_kept(group) for group in chosen}
+        values = {group.name: scores[group.name].values for group in chosen}
+        wanted = ranked_together(values, self.ratio) if chosen else {}
+        return {
+            group.name: min(self._allowed(group), key=lambda width: (abs(width - wanted[group.name]), -width))
+            for group in chosen
+        }
+
+    def _would_be_cut(self, group: Group) -> bool:
+        if self.ratio is None or self.allocation == "global":
+            return len(self._allowed(group)) > 1
+        share = math.floor((1 - self.ratio) * group.size + 0.5)
+        return self.keep_min <= share and self._num_kept(group) < group.size
+
+    def _step(self, group: Group) -> int:
+        # The width is what a runtime sees: a group may be a factor of it, e.g. in a grouped convolution.
+        factor = math.gcd(*(use.place.table().shape[1] for use in group.uses if use.role == "producer")) or 1
+        return self.round_to // math.gcd(self.round_to, factor) if group.size * factor >= 2 * self.round_to else 1
+
+    def _allowed(self, group: Group) -> list[int]:
+        """The widths that a group may have; its own size always."""
+        step = self._step(group)
+        least = max(self.keep_min, math.ceil((1 - self.max_ratio) * group.size - 1e-9))
+        return sorted({group.size, *range(math.ceil(least / step) * step, group.size, step)})
 
     def _num_kept(self, group: Group) -> int:
-        # The width is what a runtime sees: a group may be a factor of it, e.g. in a grouped convolution.
-        factor = math.gcd(*(u.place.outer * u.place.inner for u in group.uses if u.role == "producer"))
-        step = self.round_to // math.gcd(self.round_to, factor) if group.size * factor >= 2 * self.round_to else 1
-        share = (1 - self.ratio) * group.size
+        assert self.ratio is not None
+        step, share = self._step(group), (1 - self.ratio) * group.size
         if math.floor(share + 0.5) < self.keep_min:
             most = 1 - (self.keep_min - 0.5) / group.size
             mend = f"Use a ratio of at most {math.floor(most * 100) / 100:g}" if most >= 0.01 else "Lower keep_min"
@@ -169,58 +320,121 @@ class Prune:
         return min(num_steps * step, group.size)
 
 
-def magnitude(graph: GraphModule, group: Group) -> Tensor:
-    """How much each channel of a group weighs: mean over its weights of the norm relative to the channels' mean.
-
-    Returns:
-        [size] in float64; around 1.
+def as_graph(model: GraphModule | nn.Module, task: Task | None, *, method: str) -> GraphModule:
+    """`model` as one graph: captured with inputs of the task's select split if it is not one already.
 
     Raises:
-        PlanError: a weight is not finite.
+        PlanError: it is not, and there is no task.
     """
-    scores = []
-    for use in group.uses:
-        if use.role == "follower":
-            continue
-        weight = get_tensor(graph, use.name).detach().double()
-        if not weight.isfinite().all():
-            raise PlanError(
-                f"The importance of {group.name} is NaN: {use.name} holds NaN or inf. Load a sound checkpoint."
-            )
-        place = use.place
-        channels = weight.movedim(use.dim, 0).reshape(place.outer, place.size, place.inner, -1)
-        norm = channels.square().sum(dim=(0, 2, 3)).sqrt()
-        scores.append(norm / norm.mean().clamp_min(torch.finfo(torch.float64).tiny))
-    return torch.stack(scores).mean(dim=0)
+    if isinstance(model, GraphModule):
+        return model
+    if task is None:
+        raise PlanError(
+            f"{method} plans on a captured graph; got a {type(model).__name__} and no task to capture it with. "
+            "Capture it first: capture(model, inputs); or give plan(model, task)."
+        )
+    return capture(model, task.select.batch(slice(0, 2)).inputs)
 
 
-def _disjoint(cuttable: tuple[Group, ...]) -> tuple[list[Group], list[Skip]]:
-    """Of several factors of one dim only the largest is cut: cutting each by `ratio` would cut the dim twice."""
-    taken: dict[tuple[str, int], str] = {}
-    chosen, skipped = [], []
-    for group in sorted(cuttable, key=lambda group: -group.size):
-        dims = [(use.name, use.dim) for use in group.uses]
-        other = next((taken[dim] for dim in dims if dim in taken), None)
-        if other is None:
-            chosen.append(group)
-            taken.update(dict.fromkeys(dims, group.name))
+def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        listed = ", ".join(repr(one) for one in known)
+        raise PlanError(f"Prune({name}={value!r}) is not known; use {'one of ' if len(known) > 1 else ''}{listed}.")
+
+
+def _costs(sizes: Sizes, budget: Budget) -> list[Cost]:
+    found = []
+    for name, share in budget.limits().items():
+        if name == "macs":
+            cost = Cost(name, contractions(sizes), lambda term, gone: float(term.macs(gone)), 0.0)
+        elif name == "params":
+            cost = Cost(name, tuple(parameters(sizes).values()), lambda term, gone: float(term.after(gone)), 0.0)
         else:
-            skipped.append(Skip(f"{group.name} ({group.size})", f"it shares a dim with {other}, which is cut"))
-    return [group for group in cuttable if group in chosen], skipped
+            times = LayerTimes(sizes)
+            cost = Cost(name, times.contractions, times.of, 0.0)
+        found.append(Cost(cost.name, cost.terms, cost.value, share * cost.total({})))
+    return found
 
 
-def _cut(group: Group, importance: Tensor, num_kept: int, shapes: dict[str, list[int]]) -> Cut:
-    """The cut that keeps the most important channels; `shapes` of the parameters follow it."""
+def _kept_channels(importance: Tensor, num_kept: int) -> tuple[int, ...]:
     ranked = importance.argsort(descending=True, stable=True)
-    kept = sorted(ranked[:num_kept].tolist())
-    before = sum(math.prod(shape) for shape in shapes.values())
-    slices = []
-    for use in group.uses:
-        width = use.place.outer * use.place.size * use.place.inner
-        slices.append(Slice(use.name, use.dim, width, width // group.size * num_kept))
-        if use.name in shapes:
-            shapes[use.name][use.dim] = shapes[use.name][use.dim] // group.size * num_kept
-    after = sum(math.prod(shape) for shape in shapes.values())
-    total = float(importance.sum())
-    lost = 1 - float(importance[kept].sum()) / total if total else 0.0
-    return Cut(group.name, group.size, tuple(kept), tuple(slices), lost, before - after)
+    return tuple(sorted(ranked[:num_kept].tolist()))
+
+
+def _names(one: Cut, roles: tuple[Role, ...]) -> str:
+    return ", ".join(dict.fromkeys(part.parameter for part in one.slices if part.role in roles))
+
+
+def _priced(
+    sizes: Sizes,
+    chosen: list[Group],
+    kept: list[tuple[int, ...]],
+    scores: dict[str, Scores],
+    draft: PrunePlan,
+    timed: bool,  # noqa: FBT001 - private
+) -> PrunePlan:
+    """The draft with its cuts, each with what it loses and frees beside those before it."""
+    prices = _Prices(sizes, LayerTimes(sizes) if timed else None)
+    cuts, gone = [], dict.fromkeys((group.name for group in chosen), 0)
+    gone_before: Gone = dict(gone)
+    for group, channels in zip(chosen, kept, strict=True):
+        gone = {**gone_before, group.name: group.size - len(channels)}
+        params, macs, ms = prices.freed(gone_before, gone)
+        values = scores[group.name].values
+        total = float(values.sum())
+        lost = 1 - float(values[list(channels)].sum()) / total if total else 0.0
+        slices = _slices(group, gone)
+        cuts.append(Cut(group.name, group.size, channels, slices, lost, scores[group.name].by, params, macs, ms))
+        gone_before = gone
+    params, macs, ms = prices.total({})
+    return PrunePlan(tuple(cuts), draft.skipped, params, macs, draft.compensated, draft.samples, ms)
+
+
+def _slices(group: Group, gone: Gone) -> tuple[Slice, ...]:
+    return tuple(
+        Slice(
+            use.name,
+            use.dim,
+            use.place.width,
+            use.place.width - use.place.table().shape[1] * gone[group.name],
+            use.role,
+        )
+        for use in group.uses
+    )
+
+
+class _Prices:
+    """Parameters, multiply-accumulates and milliseconds of a graph with some channels gone."""
+
+    def __init__(self, sizes: Sizes, times: LayerTimes | None) -> None:
+        self._products: tuple[Product, ...] = tuple(parameters(sizes).values())
+        self._contractions: tuple[Contraction, ...] = contractions(sizes)
+        self._times = times
+
+    def total(self, gone: Gone) -> tuple[int, int, float | None]:
+        """All three; milliseconds if they are measured."""
+        params = sum(product.after(gone) for product in self._products)
+        macs = sum(one.macs(gone) for one in self._contractions)
+        return params, macs, self._times.ms(gone) if self._times else None
+
+    def freed(self, before: Gone, after: Gone) -> tuple[int, int, float | None]:
+        """What the channels that are gone after, and were not before, took."""
+        old, new = self.total(before), self.total(after)
+        ms = None if old[2] is None or new[2] is None else old[2] - new[2]
+        return old[0] - new[0], old[1] - new[1], ms
+
+
+def _kept_outputs(graph: GraphModule, plan: PrunePlan, known: dict[str, Group]) -> dict[str, Tensor]:
+    """For each layer to re-solve, True at its outputs that are still there."""
+    masks: dict[tuple[str, int], Tensor] = {}
+    for one in plan.cuts:
+        for use in known[one.group].uses:
+            mask, at = use.place.mask(one.kept), (use.name, use.dim)
+            masks[at] = masks[at] & mask if at in masks else mask
+    nodes = {node.name: node for node in graph.graph.nodes}
+    layers = [layer_of(graph, nodes[name]) for name in plan.compensated]
+    return {
+        layer.weight: masks[layer.weight, layer.output_dim]
+        for layer in layers
+        if layer is not None and (layer.weight, layer.output_dim) in masks
+    }

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from trimtab.core import Skip, Task, Tools
 from trimtab.errors import PlanError
-from trimtab.graph.capture import get_tensor, set_tensor_
+from trimtab.graph.capture import get_tensor, set_tensor_, without_unread_
 from trimtab.graph.fold import fold_batchnorm
 from trimtab.graph.shapes import refresh_shapes_
 
@@ -132,7 +132,7 @@ class Quantize:
             _quantize_weight_(quantized, nodes[weight.layer], weight)
         quantized.graph.eliminate_dead_code()
         quantized.recompile()
-        return refresh_shapes_(_without_unread_(quantized))
+        return refresh_shapes_(without_unread_(quantized))
 
 
 def _require_same_graph(graph: GraphModule, nodes: dict[str, Node], plan: QuantizePlan) -> None:
@@ -292,14 +292,3 @@ def _quantize_weight_(graph: GraphModule, layer: Node, scale: WeightScale) -> No
             reads.append(graph.graph.create_node("get_attr", name))
         real = graph.graph.call_function(integer.dequantize_per_channel.default, (*reads, 0, -127, 127, torch.int8))
     layer.replace_input_with(read, real)
-
-
-def _without_unread_(graph: GraphModule) -> GraphModule:
-    """Forget the floating-point weights that nothing reads any more."""
-    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
-    held = [name for name, _ in (*graph.named_parameters(), *graph.named_buffers())]
-    for name in held:
-        if name not in read:
-            path, _, leaf = name.rpartition(".")
-            delattr(graph.get_submodule(path), leaf)
-    return graph

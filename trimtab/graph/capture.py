@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from trimtab.errors import CaptureError
 from trimtab.graph.modes import live_modes_
+from trimtab.graph.plain import plain_forms_
 from trimtab.graph.shapes import InputSpec, refresh_shapes_
 
 MENDS = (
@@ -53,7 +54,7 @@ def capture(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModul
         CaptureError: with the line of the model that cannot be captured, and how to mend it.
     """
     _refuse_cumulative_averages(module)
-    original = copy.deepcopy(module).eval()
+    original = _with_named_weights_(copy.deepcopy(module).eval())
     inputs = tuple(_at_least_two(x) for x in example_inputs)
     batch = torch.export.Dim("batch", min=1)
     # The nesting lets `forward(self, *inputs)` pass too.
@@ -76,6 +77,26 @@ def _refuse_cumulative_averages(module: nn.Module) -> None:
                 "momentum=None, a cumulative average that a graph cannot go on with. Give it a momentum: "
                 f"model.get_submodule({name!r}).momentum = 0.1"
             )
+
+
+class _NamedWeights:
+    """Recurrent layers keep a second list of their weights, which export takes for tensors made on the way."""
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]  # type: ignore[attr-defined]
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: object) -> None:
+        """Nothing to keep: the list is read anew each time."""
+
+
+def _with_named_weights_(module: nn.Module) -> nn.Module:
+    for part in module.modules():
+        if isinstance(part, nn.RNNBase):
+            part.__dict__.pop("_flat_weights")
+            part.__class__ = type(type(part).__name__, (_NamedWeights, type(part)), {})
+    return module
 
 
 class _Call(nn.Module):
@@ -115,7 +136,7 @@ def _own(raw: GraphModule, inputs: tuple[Tensor, ...]) -> GraphModule:
     for place, (node, x) in enumerate(zip(placeholders, inputs, strict=True)):
         name = "x" if len(inputs) == 1 else f"x{place}"
         seen[node] = graph.placeholder(name)
-        seen[node].meta["spec"] = InputSpec(name, tuple(x.shape[1:]), str(x.dtype).removeprefix("torch."))
+        seen[node].meta["spec"] = InputSpec(name, tuple(x.shape[1:]), str(x.dtype).removeprefix("torch."), _high(x))
     for node in raw.graph.nodes:
         if node.op == "call_module":
             raise CaptureError(
@@ -129,9 +150,14 @@ def _own(raw: GraphModule, inputs: tuple[Tensor, ...]) -> GraphModule:
             seen[node] = graph.node_copy(node, lambda n: seen[n])
         elif node.op == "output":
             graph.output(seen[_only_output(node)])
-    live_modes_(graph)
+    live_modes_(plain_forms_(graph))
     own = GraphModule(root, graph, class_name="Graph")
     return refresh_shapes_(own.eval())
+
+
+def _high(x: Tensor) -> int:
+    """One more than the largest integer in an example: what is known to be an index, a class, a token."""
+    return 1 if x.is_floating_point() or x.is_meta or not x.numel() else max(1, int(x.max()) + 1)
 
 
 def _only_output(node: Node) -> Node:
@@ -172,6 +198,17 @@ def set_tensor_(root: nn.Module, name: str, tensor: Tensor) -> None:
         root.register_parameter(leaf, tensor)
     else:
         root.register_buffer(leaf, tensor)
+
+
+def without_unread_(graph: GraphModule) -> GraphModule:
+    """Forget the parameters and buffers that nothing reads any more; returns `graph`."""
+    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    held = [name for name, _ in (*graph.named_parameters(), *graph.named_buffers())]
+    for name in held:
+        if name not in read:
+            path, _, leaf = name.rpartition(".")
+            delattr(graph.get_submodule(path), leaf)
+    return graph
 
 
 def _capture_error(module: nn.Module, error: Exception) -> CaptureError:

@@ -1,19 +1,81 @@
-"""Fold BatchNorm into the convolution or linear layer before it, as every runtime does: w' = w g / sqrt(v + eps).
+"""Fold what is constant in eval mode into plain weights: BatchNorm, and weights that are computed from others.
 
-Exact in eval mode up to rounding; what is folded cannot be trained as BatchNorm any more.
+BatchNorm goes into the convolution or linear layer before it, as in every runtime: w' = w g / sqrt(v + eps). A weight
+that is computed from parameters alone (standardised, normalised, scaled) becomes one parameter with its value. Exact
+in eval mode up to rounding; what is folded trains as a plain weight from then on.
 """
 
 from __future__ import annotations
+
+import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from trimtab.graph.capture import get_tensor, set_tensor_
-from trimtab.graph.modes import frozen_modes
+from trimtab.graph.capture import get_tensor, set_tensor_, without_unread_
+from trimtab.graph.modes import TRAINING, frozen_modes
+from trimtab.graph.shapes import refresh_shapes_
 
 aten = torch.ops.aten
 FOLDABLE = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
+WEIGHTED = (*FOLDABLE, aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+MOVES = ("view", "reshape", "permute", "transpose", "t", "alias", "detach", "contiguous", "clone", "to")
+
+
+def fold_weights(graph: GraphModule) -> tuple[GraphModule, tuple[str, ...]]:
+    """A copy in which each computed weight is one parameter, and the names of these; `graph` itself if there is none.
+
+    A weight stays computed where its parts are read elsewhere too: they would no longer be tied.
+    """
+    if not any(_computed(node) for node in graph.graph.nodes):
+        return graph, ()
+    folded = copy.deepcopy(graph)
+    names = []
+    for node in list(folded.graph.nodes):
+        if parts := _computed(node):
+            weight = node.args[1]
+            largest = max(
+                (part for part in parts if part.op == "get_attr"),
+                key=lambda part: get_tensor(folded, str(part.target)).numel(),
+            )
+            name = str(largest.target)
+            set_tensor_(folded, name, nn.Parameter(_value(folded, weight).contiguous()))
+            with folded.graph.inserting_before(node):
+                read = folded.graph.create_node("get_attr", name)
+            node.replace_input_with(weight, read)
+            names.append(name)
+    folded.graph.eliminate_dead_code()
+    folded.recompile()
+    return refresh_shapes_(without_unread_(folded)), tuple(names)
+
+
+def _computed(layer: Node) -> set[Node]:
+    """What the weight of a layer is computed from, itself included; empty if it is not, or not for this layer alone."""
+    weight = layer.args[1] if layer.target in WEIGHTED else None
+    if not isinstance(weight, Node) or weight.op != "call_function":
+        return set()
+    parts, queue = {weight}, [weight]
+    while queue:
+        for source in queue.pop().all_input_nodes:
+            if source not in parts:
+                parts.add(source)
+                queue.append(source)
+    fixed = all(part.op in ("get_attr", "call_function") and part.target != TRAINING for part in parts)
+    own = all(user in parts or (part is weight and user is layer) for part in parts for user in part.users)
+    reads = any(part.op == "get_attr" for part in parts)
+    moves = all(part.op == "get_attr" or str(part.target).split(".")[1] in MOVES for part in parts if own)
+    return parts if fixed and own and reads and not moves else set()
+
+
+@torch.no_grad()
+def _value(graph: GraphModule, node: Any) -> Any:
+    """What a node that needs no input gives."""
+    if node.op == "get_attr":
+        return get_tensor(graph, str(node.target)).detach()
+    args = torch.fx.map_arg(node.args, lambda part: _value(graph, part))
+    return node.target(*args, **torch.fx.map_arg(node.kwargs, lambda part: _value(graph, part)))
 
 
 def fold_batchnorm(graph: GraphModule) -> GraphModule:

@@ -25,7 +25,7 @@ from trimtab.graph.capture import get_tensor, set_tensor_
 from trimtab.graph.modes import TRAINING
 from trimtab.graph.shapes import InputSpec, input_specs, refresh_shapes_
 
-FORMAT = 1
+FORMAT = 2
 GRAPH_FILE = "graph.json"
 WEIGHTS_FILE = "weights.safetensors"
 OPERATOR_SETS = ("aten", "quantized_decomposed")
@@ -55,7 +55,7 @@ def save_graph(graph: GraphModule, folder: Path) -> tuple[str, str]:
     tensors = {name: get_tensor(graph, name).detach().contiguous() for name in names if same[name] == name}
     described = {
         "format": FORMAT,
-        "inputs": [{"name": s.name, "shape": s.shape, "dtype": s.dtype} for s in input_specs(graph)],
+        "inputs": [{"name": s.name, "shape": s.shape, "dtype": s.dtype, "high": s.high} for s in input_specs(graph)],
         "tensors": [{"name": name, "from": same[name], "trains": _trains(graph, name)} for name in names],
         "nodes": [_node_to_json(node) for node in graph.graph.nodes],
     }
@@ -88,7 +88,7 @@ def load_graph(folder: Path) -> GraphModule:
         if entry["trains"] and not isinstance(tensors[source], nn.Parameter):
             tensors[source] = nn.Parameter(tensors[source])
         set_tensor_(root, entry["name"], tensors[source])
-    specs = {s["name"]: InputSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in described["inputs"]}
+    specs = {s["name"]: InputSpec(s["name"], tuple(s["shape"]), s["dtype"], s["high"]) for s in described["inputs"]}
     graph, made = Graph(), {}  # type: ignore[var-annotated]
     for entry in described["nodes"]:
         made[entry["name"]] = _node_from_json(graph, entry, made, specs)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -17,11 +18,15 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input: its name, its shape without the batch dim, and its dtype as in `torch.<dtype>`."""
+    """One input: its name, its shape without the batch dim, and its dtype as in `torch.<dtype>`.
+
+    high: integers from 0 to high - 1 are known to be good values.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    high: int = 1
 
 
 def input_specs(graph: GraphModule) -> tuple[InputSpec, ...]:
@@ -30,7 +35,7 @@ def input_specs(graph: GraphModule) -> tuple[InputSpec, ...]:
 
 
 def example_inputs(graph: GraphModule, *, batch_size: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """Random inputs that fit the graph: normal floats, zero integers; each [batch_size, ...]."""
+    """Random inputs that fit the graph: normal floats, integers known to be good; each [batch_size, ...]."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(_example(spec, batch_size, generator) for spec in input_specs(graph))
 
@@ -40,7 +45,7 @@ def _example(spec: InputSpec, batch_size: int, generator: torch.Generator) -> Te
     shape = (batch_size, *spec.shape)
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)
-    return torch.zeros(shape, dtype=dtype)
+    return torch.randint(0, spec.high, shape, generator=generator).to(dtype)
 
 
 def refresh_shapes_(graph: GraphModule) -> GraphModule:
@@ -51,7 +56,8 @@ def refresh_shapes_(graph: GraphModule) -> GraphModule:
         dims = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (example.ndim - 1)
         context: StatelessSymbolicContext = StatelessSymbolicContext(dynamic_sizes=dims)
         inputs.append(mode.from_tensor(example, symbolic_context=context))
-    with mode:
+    # The Python dispatcher knows forms of some ops (recurrent layers) that take a symbolic batch.
+    with torch.no_grad(), enable_python_dispatcher(), mode:
         _Shapes(graph, mode).run(*_one_batch(inputs))
     return graph
 

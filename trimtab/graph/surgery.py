@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from trimtab.errors import PlanError
+from trimtab.graph.calls import arguments, position, set_argument_
 from trimtab.graph.capture import get_tensor
 from trimtab.graph.dims import Group, groups
 from trimtab.graph.modes import FLAGS
@@ -67,18 +68,26 @@ def _chosen(graph: GraphModule, kept: Mapping[str, Sequence[int]]) -> Chosen:
 def _sliced(graph: GraphModule, chosen: Chosen) -> GraphModule:
     pruned = copy.deepcopy(graph)
     _slice_tensors_(pruned, chosen)
-    nodes = {node.name: node for node in pruned.graph.nodes}
-    for group, channels in chosen:
-        for constant in group.constants:
-            node = nodes[constant.node]
-            old = _argument(node, constant.argument)
-            number = old if constant.item is None else old[constant.item]
-            new: Any = number // group.size * len(channels)
-            if constant.item is not None:
-                new = [*old[: constant.item], new, *old[constant.item + 1 :]]
-            _set_argument_(node, constant.argument, new)
+    _rewrite_constants_(pruned, chosen)
     pruned.recompile()
     return pruned
+
+
+def _rewrite_constants_(pruned: GraphModule, chosen: Chosen) -> None:
+    masks: dict[tuple[str, str, int | None], Tensor] = {}
+    for group, channels in chosen:
+        for constant in group.constants:
+            at = (constant.node, constant.argument, constant.item)
+            mask = constant.place.mask(channels)
+            masks[at] = masks[at] & mask if at in masks else mask
+    nodes = {node.name: node for node in pruned.graph.nodes}
+    for (name, argument, item), mask in masks.items():
+        old = arguments(nodes[name])[argument]
+        number = old if item is None else old[item]
+        new: Any = int(mask[: number if number >= 0 else number + len(mask)].sum())
+        if item is not None:
+            new = [*old[:item], new, *old[item + 1 :]]
+        set_argument_(nodes[name], argument, new)
 
 
 def _slice_tensors_(pruned: GraphModule, chosen: Chosen) -> None:
@@ -101,24 +110,6 @@ def _slice_tensors_(pruned: GraphModule, chosen: Chosen) -> None:
         for alias in [other for other in names if get_tensor(pruned, other) is original]:
             path, _, leaf = alias.rpartition(".")
             setattr(pruned.get_submodule(path), leaf, new)
-
-
-def _position(node: Node, argument: str) -> int:
-    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-    return names.index(argument)
-
-
-def _argument(node: Node, argument: str) -> Any:
-    at = _position(node, argument)
-    return node.args[at] if at < len(node.args) else node.kwargs[argument]
-
-
-def _set_argument_(node: Node, argument: str, value: Any) -> None:
-    at = _position(node, argument)
-    if at < len(node.args):
-        node.update_arg(at, value)
-    else:
-        node.update_kwarg(argument, value)
 
 
 def _check(graph: GraphModule, pruned: GraphModule, chosen: Chosen) -> None:
@@ -174,35 +165,51 @@ def _exact(graph: GraphModule) -> GraphModule:
         if node.target in FLAGS and node.target is not torch.ops.aten.batch_norm.default:
             node.update_arg(1, 0.0)
         node.args = tuple(torch.float64 if arg is torch.float32 else arg for arg in node.args)
-        if node.kwargs.get("dtype") is torch.float32:
+        made = not node.all_input_nodes and _names_dtype(node) and node.meta["val"].dtype == torch.float32
+        if made or node.kwargs.get("dtype") is torch.float32:
             node.update_kwarg("dtype", torch.float64)
     return exact
 
 
-def _masks(chosen: Chosen) -> dict[str, list[tuple[str, int, Tensor]]]:
-    masks: dict[str, list[tuple[str, int, Tensor]]] = {}
+Mask = tuple[str, int | None, int, Tensor]  # an argument, an item of it, its dim, what stays
+
+
+def _names_dtype(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and any(
+        a.name == "dtype" for a in node.target._schema.arguments
+    )
+
+
+def _masks(chosen: Chosen) -> dict[str, list[Mask]]:
+    masks: dict[str, list[Mask]] = {}
     for group, channels in chosen:
         for read in group.reads:
-            mask = read.place.mask(channels)
-            masks.setdefault(read.node, []).append((read.argument, read.dim, mask))
+            masks.setdefault(read.node, []).append((read.argument, read.item, read.dim, read.place.mask(channels)))
     return masks
 
 
 class _Masked(Interpreter):
     """Runs a graph with cut channels set to zero where contractions read them."""
 
-    def __init__(self, graph: GraphModule, masks: dict[str, list[tuple[str, int, Tensor]]]) -> None:
+    def __init__(self, graph: GraphModule, masks: dict[str, list[Mask]]) -> None:
         super().__init__(graph)
         self.masks = masks
 
     def fetch_args_kwargs_from_env(self, n: Node) -> Any:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
-        for argument, dim, mask in self.masks.get(n.name, ()):
-            at = _position(n, argument)
+        for argument, item, dim, mask in self.masks.get(n.name, ()):
+            at = position(n, argument)
             x = args[at] if at < len(args) else kwargs[argument]
-            masked = torch.where(mask.to(x.device).view(-1, *[1] * (x.ndim - dim - 1)), x, 0.0)
+            if item is None:
+                masked: Any = _zeroed(x, dim, mask)
+            else:
+                masked = [*x[:item], _zeroed(x[item], dim, mask), *x[item + 1 :]]
             if at < len(args):
                 args = (*args[:at], masked, *args[at + 1 :])
             else:
                 kwargs = {**kwargs, argument: masked}
         return args, kwargs
+
+
+def _zeroed(x: Tensor, dim: int, mask: Tensor) -> Tensor:
+    return torch.where(mask.to(x.device).view(-1, *[1] * (x.ndim - dim - 1)), x, 0.0)

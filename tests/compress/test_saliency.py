@@ -1,0 +1,82 @@
+"""Optimal Brain Surgeon for channels: agrees with refitting the layer without each of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tests.compress.test_quantize import task_of
+from trimtab.compress import saliency
+from trimtab.compress.calibration import batches, input_rows, layer_of
+from trimtab.compress.saliency import saliencies
+from trimtab.core import Split
+from trimtab.graph.capture import capture
+from trimtab.graph.dims import groups
+
+
+def refit_error(x: Tensor, y: Tensor, columns: list[int]) -> float:
+    """The squared error that is left when y is fitted on all columns of x but some, with a constant."""
+    kept = [c for c in range(x.shape[1]) if c not in columns]
+    rows = torch.cat([x[:, kept], torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
+    return float((rows @ torch.linalg.lstsq(rows, y).solution - y).square().sum() / y.square().sum())
+
+
+def net_of(conv: bool) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    if conv:
+        return nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 2)).eval(), torch.randn(64, 2, 6, 6)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)).eval(), torch.randn(256, 6)
+
+
+def test_the_first_to_go_costs_what_a_refit_leaves(monkeypatch) -> None:
+    monkeypatch.setattr(saliency, "DAMPENING", 1e-9)
+    for conv in (False, True):
+        module, x = net_of(conv)
+        graph = capture(module, (x[:2],))
+        data = batches(Split((x,), torch.zeros(len(x))))
+        own = saliencies(graph, list(groups(graph).cuttable), data)["0"]
+        layer = [found for node in graph.graph.nodes if (found := layer_of(graph, node))][1]
+        h = module[1](module[0](x)).detach()
+        y = module(x).detach()
+        if conv:
+            rows = input_rows(layer, h, (2, 2), torch.arange(9))[0].double()
+            y = y.flatten(2).permute(0, 2, 1).reshape(len(rows), -1)
+        else:
+            rows = h.double()
+        each = rows.shape[1] // len(own)
+        errors = [refit_error(rows, y.double(), list(range(c * each, (c + 1) * each))) for c in range(len(own))]
+        first = int(torch.tensor(errors).argmin())
+        assert int(own.argmin()) == first
+        torch.testing.assert_close(float(own[first]), errors[first], rtol=1e-2, atol=1e-6)
+
+
+def test_of_two_that_carry_the_same_only_one_is_cheap(monkeypatch) -> None:
+    monkeypatch.setattr(saliency, "DAMPENING", 1e-6)
+    module, x = net_of(conv=False)
+    with torch.no_grad():
+        module[0].weight[5], module[0].bias[5] = module[0].weight[2], module[0].bias[2]
+    graph = capture(module, (x[:2],))
+    own = saliencies(graph, list(groups(graph).cuttable), batches(Split((x,), torch.zeros(len(x)))))["0"]
+    twins, others = own[[2, 5]].sort().values, own[[c for c in range(8) if c not in (2, 5)]]
+    assert twins[0] == own.min() < 0.2 * others.min()
+    assert twins[1] >= others.min()
+
+
+def test_groups_in_runs_of_little_memory_score_the_same(monkeypatch) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 5)).eval()
+    task = task_of(torch.randn(4, 6))
+    graph = capture(module, (torch.randn(2, 6),))
+    found = list(groups(graph).cuttable)
+    whole = saliencies(graph, found, batches(task.train))
+    monkeypatch.setattr(saliency, "GRAM_NUMBERS", 1)
+    apart = saliencies(graph, found, batches(task.train))
+    assert set(whole) == set(apart) == {"0", "2"}
+    assert all(torch.equal(whole[name], apart[name]) for name in whole)
+
+
+def test_what_is_too_large_to_solve_is_left_out(monkeypatch) -> None:
+    module, x = net_of(conv=False)
+    graph = capture(module, (x[:2],))
+    monkeypatch.setattr(saliency, "MAX_FEATURES", 4)
+    assert saliencies(graph, list(groups(graph).cuttable), batches(Split((x,), torch.zeros(len(x))))) == {}

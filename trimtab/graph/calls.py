@@ -1,0 +1,28 @@
+"""The arguments of a call in a graph, by the names in the schema of its ATen op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """All arguments of a call of an ATen op by their names in its schema, defaults included."""
+    given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False))  # type: ignore[union-attr]
+    defaults = {a.name: a.default_value for a in node.target._schema.arguments if a.has_default_value()}  # type: ignore[union-attr]
+    return defaults | given | node.kwargs
+
+
+def position(node: Node, argument: str) -> int:
+    """Where an argument stands in the schema."""
+    return [a.name for a in node.target._schema.arguments].index(argument)  # type: ignore[union-attr]
+
+
+def set_argument_(node: Node, argument: str, value: Any) -> None:
+    """Give an argument another value, where it stands or by name."""
+    at = position(node, argument)
+    if at < len(node.args):
+        node.update_arg(at, value)
+    else:
+        node.update_kwarg(argument, value)
