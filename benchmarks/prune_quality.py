@@ -132,9 +132,7 @@ def trained(folder: Path, net: str, seed: int, data: Data, progress: Progress) -
     return module.eval()
 
 
-def judge(
-    folder: Path, cell: Cell, graph: GraphModule, data: Data, *, recover: Fit | None, cut_seconds: float
-) -> None:
+def judge(folder: Path, cell: Cell, graph: GraphModule, data: Data, *, recover: Fit | None, cut_seconds: float) -> None:
     """Keep what `graph` costs and how well it does, as it is and after recovery."""
     began = time.process_time()
     found: dict[str, Any] = {"params": num_parameters(graph), "macs": macs(graph), "raw": accuracies(graph, data)}
