@@ -25,8 +25,14 @@ from trimtab.measure.machine import stamp, versions
 ROOT = Path(__file__).parent.parent
 RATIO, LENGTH, RUNS = 0.3, 64, 3
 MINILM: dict[str, int | float] = {
-    **{"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12},
-    **{"vocab_size": 30_522, "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12},
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "vocab_size": 30_522,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
 }
 LIMITS = {"decoder": (60, 4.0), "minilm": (20, None)}
 
