@@ -16,15 +16,15 @@ import numpy as np
 from torch import nn
 
 from trimtab.artifact import Loaded, load_artifact
-from trimtab.attempt import Job, Tried, attempt, bench_of, free_baselines, pinned, prepare
+from trimtab.attempt import Job, Shrunk, Tried, attempt, bench_of, free_baselines, pinned, prepare, shrink
 from trimtab.compress.build import Built, key
 from trimtab.compress.recipes import default_recipes
-from trimtab.core import Artifact, Goal, Recipe, Skip, Target, Task, Trial
+from trimtab.core import Artifact, Goal, Method, Recipe, Skip, Target, Task, Trial
 from trimtab.files import read_array, write_array, write_atomic
 from trimtab.graph.capture import capture
 from trimtab.prove import REPORT_FILE, prove, ship
 from trimtab.report.html import page
-from trimtab.report.terminal import Progress
+from trimtab.report.terminal import PRUNE_PHASES, Progress
 from trimtab.report.words import metric
 from trimtab.runtimes.evaluate import usable
 from trimtab.runtimes.trial import Bench
@@ -88,6 +88,35 @@ def optimize(
             proof = held.once("evidence", lambda: prove(job, free, ended, choice), dict[str, Any])
             ship(job, original, ended, choice, proof)
     return load_artifact(folder / "artifact").artifact
+
+
+def prune(
+    model: nn.Module,
+    task: Task,
+    method: Method,
+    *,
+    output: str | Path | None = None,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> Shrunk:
+    """Plan what `method` (e.g. a `Prune`) takes out of `model`, and write the smaller model to a folder.
+
+    Args:
+        model: trained first if `task.fit` says how.
+        task: data, loss, metric.
+        method: what to do, with its settings.
+        output: the folder to write (default `runs/<task name>-pruned`); it must not exist.
+        dry_run: plan only.
+        quiet: show no progress.
+
+    Raises:
+        TrimtabError: the input cannot be used, or nothing can be cut; the message says what to do.
+    """
+    check(task)
+    check_model(model, task)
+    folder = None if dry_run else Path(output or f"runs/{task.name}-pruned")
+    with Progress(quiet=quiet, phases=PRUNE_PHASES) as show:
+        return shrink(model, task, method, folder, show)
 
 
 def run(artifact: str | Path, *, input: tuple[Path, ...], output: Path | None = None) -> tuple[Loaded, np.ndarray]:
