@@ -19,7 +19,7 @@ from pathlib import Path
 
 from zoo import hf_models, timm_models
 from zoo.envs import COMMON, MODELS, ROOT, TORCH, python_of
-from zoo.table import all_passed, failures, read_records, reasons, rows, totals
+from zoo.table import all_passed, failures, passed, read_records, reasons, rows, totals
 
 from trimtab.measure.machine import stamp
 
@@ -84,7 +84,7 @@ def write_failures(settings: argparse.Namespace, half: str) -> None:
 def write_table(settings: argparse.Namespace, models: Sequence[str]) -> None:
     """The results file."""
     ours, theirs = (read_records(settings.work, half) for half in HALVES)
-    exported = [model for model in models if model in ours and ours[model]["columns"]["exports"] is True]
+    exported = [model for model in models if model in ours and passed(ours[model], "exports")]
     machine = stamp()
     commits = ", ".join(sorted({record["commit"] for record in ours.values()})) or "none"
     packages = ", ".join(part.replace("==", " ") for part in (TORCH, *COMMON, *MODELS, "timm==1.0.31"))

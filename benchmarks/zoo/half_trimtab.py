@@ -59,7 +59,9 @@ def measure(
 def _cut(graph: GraphModule, steps: Steps) -> GraphModule | None:
     method = Prune(RATIO, round_to=1)
     record = steps.record
-    found = groups(graph)
+    found = steps.run("cut", lambda: groups(graph))
+    if found is None:
+        return None
     record["groups"] = [len(found.cuttable), len(found.skipped)]
     record["skipped"] = [[skip.what, skip.why] for skip in found.skipped]
     plan = steps.run("cut", lambda: method.plan(graph))

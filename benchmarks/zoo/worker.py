@@ -54,6 +54,7 @@ def run_one(half: str, model: str, setting: str, path: Path, commit: str, make: 
         current["wall seconds"] = round(time.perf_counter() - start, 1)
         write_record(path, current)
 
+    save(record | {"columns": {"made": "the model could not be made"}})
     module, inputs = make(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -101,7 +102,9 @@ def _closed(path: Path, half: str, model: str, setting: str, commit: str, code: 
     empty = {"half": half, "model": model, "setting": setting, "commit": commit, "columns": columns}
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
     if not record.get("ended"):
-        record["died"] = f"exit code {code}"
+        log = path.with_suffix(".log")
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
+        record["died"] = f"exit code {code}: {' '.join(said[-1:])[:500]}"
         write_record(path, record)
     return record
 
