@@ -28,9 +28,9 @@ from trimtab.core import Skip, Split, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.calls import arguments
 from trimtab.graph.capture import without_unread_
+from trimtab.graph.compare import CHECK_BATCH, disagreement
 from trimtab.graph.cost import COUNTED, macs, num_parameters
 from trimtab.graph.shapes import example_inputs, refresh_shapes_
-from trimtab.graph.surgery import CHECK_BATCH, TOLERANCE, _exact, _wide, relative_error
 
 aten = torch.ops.aten
 SUMS = (aten.add.Tensor, aten.add_.Tensor)
@@ -303,13 +303,8 @@ def _check(graph: GraphModule, smaller: GraphModule, dropped: list[Block]) -> No
             return args, kwargs
 
     examples = example_inputs(graph, batch_size=CHECK_BATCH)
-    reference, candidate = _exact(graph), _exact(smaller)
-    for training in (False, True):
-        expected = Zeroed(reference.train(training)).run(*_wide(examples))
-        error = relative_error(Interpreter(candidate.train(training)).run(*_wide(examples)), expected)
-        if not error <= TOLERANCE:
-            raise PlanError(
-                f"Dropping {', '.join(block.name for block in dropped)} would change more than these branches: in "
-                f"{'train' if training else 'eval'} mode the output is {error:.1e} off. Something in them writes into "
-                "their input. Leave them in (a smaller num), and report the model."
-            )
+    if wrong := disagreement(graph, smaller, examples, run=Zeroed):
+        raise PlanError(
+            f"Dropping {', '.join(block.name for block in dropped)} would change more than these branches: {wrong}. "
+            "Something in them writes into their input. Leave them in (a smaller num), and report the model."
+        )
