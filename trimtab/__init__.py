@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trimtab.artifact import Loaded, Saved, load, save
     from trimtab.compress.allocate import Budget
+    from trimtab.compress.blocks import DropBlocks
     from trimtab.compress.distill import Distill
     from trimtab.compress.finetune import FineTune
     from trimtab.compress.prune import Prune
     from trimtab.compress.quantize import Quantize
+    from trimtab.compress.sparsify import Sparsify
     from trimtab.core import (
         Artifact,
         Drop,
@@ -46,6 +48,7 @@ FRONT_DOOR = {
     "Budget": "compress.allocate",
     "Distill": "compress.distill",
     "Drop": "core",
+    "DropBlocks": "compress.blocks",
     "FineTune": "compress.finetune",
     "Fit": "core",
     "Goal": "core",
@@ -57,6 +60,7 @@ FRONT_DOOR = {
     "Ratio": "core",
     "Recipe": "core",
     "Saved": "artifact",
+    "Sparsify": "compress.sparsify",
     "Split": "core",
     "Target": "core",
     "Task": "core",
@@ -81,6 +85,7 @@ __all__ = [
     "Budget",
     "Distill",
     "Drop",
+    "DropBlocks",
     "FineTune",
     "Fit",
     "Goal",
@@ -92,6 +97,7 @@ __all__ = [
     "Ratio",
     "Recipe",
     "Saved",
+    "Sparsify",
     "Split",
     "Target",
     "Task",

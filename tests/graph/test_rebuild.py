@@ -19,10 +19,11 @@ from tests.nets import net
 from tests.runtimes.quantized import QuantizedNet, quantized_graph
 from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
+from trimtab.graph.compare import relative_error
 from trimtab.graph.dims import groups
 from trimtab.graph.rebuild import as_module, derived
 from trimtab.graph.save import load_graph, save_graph
-from trimtab.graph.surgery import cut, relative_error
+from trimtab.graph.surgery import cut
 
 
 def halves(graph: GraphModule) -> dict[str, tuple[int, ...]]:

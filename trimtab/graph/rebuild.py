@@ -25,10 +25,10 @@ from torch.nn.modules.conv import _ConvNd
 from trimtab.errors import CaptureError, PlanError
 from trimtab.graph.attributes import Attribute, attributes, choices, numbers, same_operations
 from trimtab.graph.calls import arguments
-from trimtab.graph.capture import _user_line, capture, get_tensor
+from trimtab.graph.capture import capture, get_tensor, user_line
+from trimtab.graph.compare import CHECK_BATCH, disagreement, relative_error
 from trimtab.graph.modes import TRAINING
 from trimtab.graph.shapes import example_inputs
-from trimtab.graph.surgery import CHECK_BATCH, TOLERANCE, _exact, _wide, relative_error
 
 M = TypeVar("M", bound=nn.Module)
 aten = torch.ops.aten
@@ -282,20 +282,14 @@ def _set_(module: nn.Module, doubtful: list[Attribute], chosen: tuple[int, ...])
             setattr(part, name, value)
 
 
-@torch.no_grad()
 def _difference(graph: GraphModule, module: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
     """How `module`, captured, differs from `graph` in float64, in words; None if it does not."""
     try:
         again = capture(module, inputs)
     except CaptureError as error:
         return f"{error}"
-    reference, candidate = _exact(graph), _exact(again)
-    for mode, training in (("eval", False), ("train", True)):
-        expected = Interpreter(reference.train(training)).run(*_wide(inputs))
-        got = Interpreter(candidate.train(training)).run(*_wide(inputs))
-        if wrong := _compared(got, expected, TOLERANCE, f"in float64, in {mode} mode"):
-            return wrong + _first_number(again, graph)
-    return None
+    wrong = disagreement(graph, again, inputs)
+    return f"in float64, {wrong}." + _first_number(again, graph) if wrong else None
 
 
 def _compared(got: Any, expected: Tensor, tolerance: float, where: str) -> str | None:
@@ -329,5 +323,5 @@ def _explained(error: BaseException, module: nn.Module) -> str:
         where = where if path is None else f"{path or 'its forward'}: "
         trace = trace.tb_next
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    line = _user_line(error)
+    line = user_line(error)
     return f"{where}{reason}" + (f"\n  at {line}" if line else "")

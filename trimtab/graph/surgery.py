@@ -20,13 +20,11 @@ from torch.fx import GraphModule, Interpreter, Node
 from trimtab.errors import PlanError
 from trimtab.graph.calls import arguments, position, set_argument_
 from trimtab.graph.capture import get_tensor
+from trimtab.graph.compare import CHECK_BATCH, disagreement
 from trimtab.graph.dims import Group, groups
-from trimtab.graph.modes import FLAGS
 from trimtab.graph.shapes import example_inputs, refresh_shapes_
 
 Chosen = tuple[tuple[Group, tuple[int, ...]], ...]
-TOLERANCE = 1e-9  # relative to the largest output; float64 keeps some 1e-13 through a deep network
-CHECK_BATCH = 3  # BatchNorm needs more than one sample, and two always come out as +-1
 
 
 def cut(graph: GraphModule, kept: Mapping[str, Sequence[int]], *, means: bool = False) -> GraphModule:
@@ -143,67 +141,14 @@ def _check(graph: GraphModule, pruned: GraphModule, chosen: Chosen) -> None:
     )
 
 
-@torch.no_grad()
 def _disagreement(graph: GraphModule, pruned: GraphModule, chosen: Chosen) -> str | None:
     """How `pruned` differs from the masked original, in words; None if it does not."""
-    examples = example_inputs(graph, batch_size=CHECK_BATCH)
-    reference, candidate = _exact(graph), _exact(pruned)
     masks = _masks(chosen)
-    for mode, training in (("eval", False), ("train", True)):
-        expected = _seeded(_Masked(reference.train(training), masks), examples)
-        try:
-            got = _seeded(Interpreter(candidate.train(training)), examples)
-        except RuntimeError as error:
-            return f"in {mode} mode it does not run ({str(error).splitlines()[0]})"
-        if got.shape != expected.shape:
-            return f"in {mode} mode its output is {tuple(got.shape)} where {tuple(expected.shape)} was expected"
-        error_ = relative_error(got, expected)
-        if not error_ <= TOLERANCE:
-            return f"in {mode} mode its output is {error_:.1e} off, relative to the largest output"
-    return None
-
-
-def _seeded(run: Interpreter, examples: tuple[Tensor, ...]) -> Tensor:
-    # A model may draw random numbers when it is served too; both draw the same ones.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return run.run(*_wide(examples))  # type: ignore[no-any-return]
-
-
-def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Largest difference over largest expected value; infinite where only one of the two is finite."""
-    finite = expected.isfinite()
-    if not torch.equal(finite, got.isfinite()) or not finite.any():
-        return float("inf")
-    got, expected = got.detach()[finite].double(), expected.detach()[finite].double()
-    return float((got - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
-
-
-def _wide(inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    # Fresh copies: the graph may write into its inputs.
-    return [x.double() if x.is_floating_point() else x.clone() for x in inputs]
-
-
-def _exact(graph: GraphModule) -> GraphModule:
-    """A copy in float64 without dropout, to be interpreted."""
-    exact = copy.deepcopy(graph).double()
-    for node in exact.graph.nodes:
-        if node.target in FLAGS and node.target is not torch.ops.aten.batch_norm.default:
-            node.update_arg(1, 0.0)
-        node.args = tuple(torch.float64 if arg is torch.float32 else arg for arg in node.args)
-        made = not node.all_input_nodes and _names_dtype(node) and node.meta["val"].dtype == torch.float32
-        if made or node.kwargs.get("dtype") is torch.float32:
-            node.update_kwarg("dtype", torch.float64)
-    return exact
+    examples = example_inputs(graph, batch_size=CHECK_BATCH)
+    return disagreement(graph, pruned, examples, run=lambda reference: _Masked(reference, masks))
 
 
 Mask = tuple[str, int | None, int, Tensor]  # an argument, an item of it, its dim, what stays
-
-
-def _names_dtype(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and any(
-        a.name == "dtype" for a in node.target._schema.arguments
-    )
 
 
 def _masks(chosen: Chosen) -> dict[str, list[Mask]]:
