@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCH = "torch==2.13.0"
-COMMON = ("numpy==2.4.6", "onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.32.0", "safetensors==0.8.0")
-TRIMTAB = ("scipy", "cattrs", "pillow", "plotly", "rich", "typer", "sympy")
+COMMON = ("numpy==2.4.6", "onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.32.0", "pillow==13.0.0")
+TRIMTAB = ("scipy", "cattrs", "safetensors", "plotly", "rich", "typer", "sympy")
 MODELS = ("transformers==5.23.0",)
 # Their metadata asks for torchvision, or for other versions of torch.
 ALONE = {"trimtab": ("timm==1.0.31",), "torch_pruning": ("timm==1.0.31", "torch-pruning==1.6.1")}

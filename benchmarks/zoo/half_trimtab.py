@@ -13,11 +13,12 @@ from torch.fx import GraphModule
 
 from trimtab.compress.prune import Prune
 from trimtab.graph.capture import capture
+from trimtab.graph.cost import macs
 from trimtab.graph.dims import groups
 from trimtab.graph.save import load_graph, save_graph
 from trimtab.runtimes.onnxfile import onnx_model
 from trimtab.runtimes.onnxruntime import OnnxRuntime
-from zoo.steps import TOLERANCE, Failed, Steps, check_agrees, check_cut, counted_macs, num_params, train_one_step
+from zoo.steps import TOLERANCE, Failed, Steps, check_agrees, check_cut, num_params, train_one_step
 
 RATIO = 0.3
 COLUMNS = ("exports", "cut", "exact", "trains", "reloads", "onnxruntime")
@@ -40,12 +41,12 @@ def measure(
     graph = steps.run("exports", lambda: capture(module, inputs))
     if graph is None:
         return
-    record["params"], record["macs"] = [num_params(graph)], [counted_macs(graph, inputs)]
+    record["params"], record["macs"] = [num_params(graph)], [macs(graph)]
     pruned = _cut(graph, steps)
     if pruned is None:
         return
     record["params"].append(num_params(pruned))
-    record["macs"].append(counted_macs(pruned, inputs))
+    record["macs"].append(macs(pruned))
     with torch.no_grad():
         expected = pruned(*inputs)
     steps.run("trains", lambda: train_one_step(pruned, inputs))
@@ -68,6 +69,7 @@ def _cut(graph: GraphModule, steps: Steps) -> GraphModule | None:
     if plan is None:
         return None
     record["groups"] = [len(plan.cuts), len(plan.skipped)]
+    record["through means"] = plan.through_means
     record["skipped"] = [[skip.what, skip.why] for skip in plan.skipped]
     # `apply` compares every cut with the masked original, in eval and train mode.
     pruned = steps.run("exact", lambda: method.apply(graph, plan))

@@ -88,7 +88,8 @@ def run_many(
                 process.kill()
                 process.join()
             shown.append(_closed(path, half, model, setting, commit, process.exitcode))
-            if all(value is True for value in shown[-1]["columns"].values()):
+            # What does not end hangs before its setting matters: the rival walks the same dependencies for each.
+            if "died" in shown[-1] or all(value is True for value in shown[-1]["columns"].values()):
                 break
         good = max(sum(value is True for value in record["columns"].values()) for record in shown)
         left = (time.perf_counter() - start) / (at + 1) * (len(models) - at - 1) / 60
