@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoo import hf_models, timm_models
-from zoo.envs import COMMON, MODELS, ROOT, TORCH, python_of
-from zoo.table import all_passed, failures, passed, read_records, reasons, rows, totals
+from zoo.envs import ALONE, COMMON, MODELS, ROOT, TORCH, python_of
+from zoo.table import Record, all_passed, failures, finished, passed, read_records, reasons, rows, totals
 
 from trimtab.measure.machine import stamp
 
@@ -81,26 +81,35 @@ def write_failures(settings: argparse.Namespace, half: str) -> None:
     settings.failures.write_text("\n".join([head, "", *lines, ""]), encoding="utf-8")
 
 
-def write_table(settings: argparse.Namespace, models: Sequence[str]) -> None:
-    """The results file."""
-    ours, theirs = (read_records(settings.work, half) for half in HALVES)
-    exported = [model for model in models if model in ours and passed(ours[model], "exports")]
+def _head(ours: dict[str, Record], theirs: dict[str, Record], models: Sequence[str]) -> list[str]:
+    num_exported = sum(passed(record, "exports") for record in ours.values())
     machine = stamp()
     commits = ", ".join(sorted({record["commit"] for record in ours.values()})) or "none"
-    packages = ", ".join(part.replace("==", " ") for part in (TORCH, *COMMON, *MODELS, "timm==1.0.31"))
-    text = [
+    packages = ", ".join(part.replace("==", " ") for part in (TORCH, *COMMON, *MODELS, *ALONE["torch_pruning"]))
+    return [
         "# Coverage of structured pruning",
         "",
-        f"{len(models)} models, {len(exported)} of which torch.export captures; 30 % of the channels or heads of",
-        "every group cut; random weights. Of Torch-Pruning's three settings (`benchmarks/zoo/half_torch_pruning.py`)",
-        "the best one counts for each model; none is tried after one that did not end. Made by",
-        "`scripts/bench prune_zoo`.",
+        f"{len(models)} models with random weights, 30 % of the channels or heads of every group cut. trimtab tried",
+        f"{len(ours)}, of which torch.export captures {num_exported}; Torch-Pruning tried {len(theirs)}. Of",
+        "Torch-Pruning's three settings (`benchmarks/zoo/half_torch_pruning.py`) the best one counts for each model;",
+        "none is tried after one that did not end. Made by `scripts/bench prune_zoo`.",
         "",
         f"{machine['cpu']}, {machine['cores']} cores, 1 thread; Python {machine['python']}; {packages};",
         f"commit {commits}; {time.strftime('%Y-%m-%d')}.",
         "",
         "## Of the models that export",
         "",
+    ]
+
+
+def write_table(settings: argparse.Namespace, models: Sequence[str]) -> None:
+    """The results file."""
+    ours, theirs = (
+        {model: record for model, record in read_records(settings.work, half).items() if finished(record)}
+        for half in HALVES
+    )
+    text = [
+        *_head(ours, theirs, models),
         *totals(ours, theirs, models),
         "",
         "## Every model",
@@ -134,7 +143,7 @@ def main(given: Sequence[str] | None = None) -> None:
         return
     half = "torch_pruning" if settings.rival else "trimtab"
     known = read_records(settings.work, half)
-    done = {model for model, record in known.items() if "ended" in record or "died" in record}
+    done = {model for model, record in known.items() if finished(record)}
     if settings.failed:
         done = {model for model in done if all_passed(known[model])}
     again = settings.only and not settings.failed

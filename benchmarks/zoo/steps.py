@@ -63,8 +63,9 @@ def num_params(module: nn.Module) -> int:
 
 def counted_macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Multiply-accumulates of one sample, counted by PyTorch while it runs; recurrent layers are not in it."""
+    model = copy.deepcopy(module).requires_grad_(requires_grad=False)  # the counter fails on some weights that train
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(*inputs)
+        model(*inputs)
     return int(counter.get_total_flops() // 2 // inputs[0].shape[0])
 
 

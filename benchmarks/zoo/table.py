@@ -14,6 +14,11 @@ THEIRS = ("cut", "runs", "same shape", "trains", "reloads", "onnxruntime")
 LONGEST = 300
 
 
+def finished(record: Record) -> bool:
+    """Whether a record is of a run that came to its end, or was ended for taking too long."""
+    return "ended" in record or "died" in record
+
+
 def read_records(folder: Path, half: str) -> dict[str, Record]:
     """Each model's record; of several settings the one with most columns passed, then with most parameters gone."""
     best: dict[str, Record] = {}
@@ -44,12 +49,12 @@ def _after(record: Record, what: str) -> float:
 
 
 def totals(ours: Mapping[str, Record], theirs: Mapping[str, Record], models: Sequence[str]) -> list[str]:
-    """Both halves over the models that export: how many percent pass each column, and all of them."""
-    exported = [model for model in models if model in ours and passed(ours[model], "exports")]
+    """Both halves over the models that export and that both tried: how many pass each column, and all of them."""
+    exported = [model for model in models if model in ours and model in theirs and passed(ours[model], "exports")]
     num = max(len(exported), 1)
 
     def share(records: Mapping[str, Record], columns: Sequence[str]) -> str:
-        good = sum(model in records and all_passed(records[model], columns) for model in exported)
+        good = sum(all_passed(records[model], columns) for model in exported)
         return f"{good} ({100 * good / num:.1f} %)"
 
     rows = [
@@ -59,7 +64,7 @@ def totals(ours: Mapping[str, Record], theirs: Mapping[str, Record], models: Seq
         *((f"{text}", share(ours, [key]), share(theirs, [key])) for text, key in SHARED),
         ("**all of it**", f"**{share(ours, OURS)}**", f"**{share(theirs, THEIRS)}**"),
     ]
-    lines = ["| | trimtab | Torch-Pruning 1.6.1 |", "|---|---|---|"]
+    lines = [f"| of {len(exported)} models | trimtab | Torch-Pruning 1.6.1 |", "|---|---|---|"]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
 
 

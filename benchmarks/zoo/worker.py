@@ -54,11 +54,12 @@ def run_one(half: str, model: str, setting: str, path: Path, commit: str, make: 
         current["wall seconds"] = round(time.perf_counter() - start, 1)
         write_record(path, current)
 
-    save(record | {"columns": {"made": "the model could not be made"}})
+    tried = importlib.import_module(f"zoo.half_{half}")
+    save(record | {"columns": dict.fromkeys(tried.COLUMNS, "the model could not be made")})
     module, inputs = make(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        importlib.import_module(f"zoo.half_{half}").measure(module, inputs, setting=setting, record=record, save=save)
+        tried.measure(module, inputs, setting=setting, record=record, save=save)
     record["ended"] = True
     save(record)
 

@@ -145,11 +145,12 @@ def test_the_best_setting_counts(tmp_path: Path) -> None:
     assert table.all_passed(best["hand:net"])
 
 
-def test_totals_are_of_the_models_that_export() -> None:
+def test_totals_are_of_the_models_that_export_and_that_both_tried() -> None:
     good = record("a", columns=dict.fromkeys(table.OURS, True))
     no_export = record("b", columns=dict.fromkeys(table.OURS, "CaptureError: no"))
     theirs = record("a", half="torch_pruning", columns={**dict.fromkeys(table.THEIRS, True), "runs": "no"})
-    lines = table.totals({"a": good, "b": no_export}, {"a": theirs}, ["a", "b"])
+    lines = table.totals({"a": good, "b": no_export, "c": good}, {"a": theirs, "b": theirs}, ["a", "b", "c"])
+    assert lines[0] == "| of 1 models | trimtab | Torch-Pruning 1.6.1 |"
     assert lines[2] == "| cut by 5 % of the parameters or more | 1 (100.0 %) | 1 (100.0 %) |"
     assert lines[-1] == "| **all of it** | **1 (100.0 %)** | **0 (0.0 %)** |"
 
