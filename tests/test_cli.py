@@ -96,6 +96,10 @@ def misfit():
     return small(nn.Linear(9, 3))
 
 
+def small_untrained():
+    return small(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)))
+
+
 class Moody(nn.Module):
     def __init__(self):
         super().__init__()
@@ -472,3 +476,50 @@ def test_doctor_names_every_runtime_and_the_versions(trimtab: Trimtab) -> None:
     said = trimtab("doctor")
     assert said.code == 0
     assert all(name in said.out for name in (*RUNTIMES, "torch", f"trimtab {told['trimtab']}"))
+
+
+# --- pruning alone -------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_of_prune_shows_the_plan_and_writes_nothing(trimtab: Trimtab, tmp_path: Path) -> None:
+    before = names(tmp_path)
+    said = trimtab("prune", "job.py:digits", "--ratio", "0.5", "--dry-run")
+    assert said.code == 0
+    assert names(tmp_path) == before
+    lines = said.out.splitlines()
+    assert lines[0].split("  ")[0] == "group"
+    assert lines[1].split()[:6] == ["0", "0.weight", "2.weight", "256", "128", lines[1].split()[5]]
+    assert any("eager, one thread, one sample" in line for line in lines)
+    assert "  2 (10): it is the model's output" in lines
+    assert lines[-1].endswith("nothing was written (dry run)")
+    assert "training" in said.err
+
+
+def test_prune_writes_a_model_that_loads(trimtab: Trimtab, tmp_path: Path) -> None:
+    said = trimtab("prune", "job.py:digits", "--macs", "0.5", "--importance", "obs", "--output", "small one", "--quiet")
+    assert said.code == 0
+    assert said.err == ""
+    assert said.out.splitlines()[-1] == "wrote small one"
+    loaded = tt.load(tmp_path / "small one")
+    (stage,), graph = loaded.plans, loaded.graph
+    (cut,) = stage["plan"]["cuts"]
+    assert graph.get_parameter("0.weight").shape == (len(cut["kept"]), 64)
+    assert stage["settings"]["importance"] == "obs"
+    assert stage["plan"]["compensated"] == ["linear_1"]
+    again = trimtab("prune", "job.py:digits", "--ratio", "0.5", "--output", "small one")
+    refused(again, "small one exists already, and nothing is overwritten. Remove it, or choose another folder.")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "Prune needs one of ratio and budget"),
+        (["--ratio", "0.5", "--macs", "0.5"], "Prune needs one of ratio and budget"),
+        (["--ratio", "1.5"], "give 0 < ratio < 1"),
+        (["--macs", "0.001"], "The budget cannot be met"),
+        (["--ratio", "0.5", "--importance", "obs", "--samples", "3"], "16 calibration samples or more; got 3"),
+        (["--ratio", "0.5", "--importance", "luck"], "Invalid value for '--importance'"),
+    ],
+)
+def test_prune_refuses_what_makes_no_sense(trimtab: Trimtab, options: list[str], words: str) -> None:
+    refused(trimtab("prune", "job.py:small_untrained", *options, "--dry-run", "--quiet"), words)

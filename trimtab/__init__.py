@@ -11,12 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trimtab.artifact import Loaded, load
+    from trimtab.artifact import Loaded, Saved, load, save
     from trimtab.compress.allocate import Budget
+    from trimtab.compress.blocks import DropBlocks
     from trimtab.compress.distill import Distill
     from trimtab.compress.finetune import FineTune
     from trimtab.compress.prune import Prune
     from trimtab.compress.quantize import Quantize
+    from trimtab.compress.sparsify import Sparsify
     from trimtab.core import (
         Artifact,
         Drop,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from trimtab.diagnose import doctor
     from trimtab.errors import TrimtabError
     from trimtab.graph.capture import capture
+    from trimtab.graph.rebuild import as_module
     from trimtab.graph.save import load_graph, save_graph
     from trimtab.pipeline import optimize
     from trimtab.train.loop import fit, score, training
@@ -45,6 +48,7 @@ FRONT_DOOR = {
     "Budget": "compress.allocate",
     "Distill": "compress.distill",
     "Drop": "core",
+    "DropBlocks": "compress.blocks",
     "FineTune": "compress.finetune",
     "Fit": "core",
     "Goal": "core",
@@ -55,18 +59,22 @@ FRONT_DOOR = {
     "Quantize": "compress.quantize",
     "Ratio": "core",
     "Recipe": "core",
+    "Saved": "artifact",
+    "Sparsify": "compress.sparsify",
     "Split": "core",
     "Target": "core",
     "Task": "core",
     "Tools": "core",
     "TrimtabError": "errors",
     "Verdict": "core",
+    "as_module": "graph.rebuild",
     "capture": "graph.capture",
     "doctor": "diagnose",
     "fit": "train.loop",
     "load": "artifact",
     "load_graph": "graph.save",
     "optimize": "pipeline",
+    "save": "artifact",
     "save_graph": "graph.save",
     "score": "train.loop",
     "training": "train.loop",
@@ -77,6 +85,7 @@ __all__ = [
     "Budget",
     "Distill",
     "Drop",
+    "DropBlocks",
     "FineTune",
     "Fit",
     "Goal",
@@ -87,18 +96,22 @@ __all__ = [
     "Quantize",
     "Ratio",
     "Recipe",
+    "Saved",
+    "Sparsify",
     "Split",
     "Target",
     "Task",
     "Tools",
     "TrimtabError",
     "Verdict",
+    "as_module",
     "capture",
     "doctor",
     "fit",
     "load",
     "load_graph",
     "optimize",
+    "save",
     "save_graph",
     "score",
     "training",

@@ -1,4 +1,4 @@
-"""The folder that ships: the runtime's file, the graph and its weights, plans, evidence, and a hash of every byte.
+"""Folders with a hash of every byte. An artifact is what ships: the runtime's file, graph, weights, plans, evidence.
 
     manifest.json          name, runtime, precision, inputs, labels, the SHA-256 of every other file and of itself
     sample.npy             a few inputs to try it with
@@ -7,6 +7,8 @@
     graph.json, weights.safetensors
     runtime/               what the runtime loads
 
+A saved model is a graph alone, to go on with: manifest.json, plans.json, graph.json, weights.safetensors.
+Neither holds a pickle, and nothing in them names code to be run but the operations of the graph (docs/decisions/0002).
 The hashes find damage and careless change; they are no signature against somebody who rewrites them all.
 """
 
@@ -15,9 +17,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +28,17 @@ import cattrs
 import numpy as np
 
 from trimtab.core import Artifact, Precision, Target, Verdict
-from trimtab.errors import ArtifactError, RuntimeMissing
-from trimtab.files import read_json, sha256, write_array, write_json
+from trimtab.errors import ArtifactError, PlanError, RunError, RuntimeMissing
+from trimtab.files import folder_atomic, read_json, sha256, write_array, write_json
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
+    from trimtab.core import Method, Plan
+
 FORMAT = 1
+ARTIFACT, MODEL = "artifact", "model"
+WORDS = {ARTIFACT: ("artifact", "was measured"), MODEL: ("saved model", "was saved")}
 MANIFEST_FILE = "manifest.json"
 EVIDENCE_FILE = "evidence.json"
 PLANS_FILE = "plans.json"
@@ -62,7 +69,6 @@ def save_artifact(folder: Path, parts: Parts) -> None:
     """Write the artifact's files into `folder`, which exists and is empty."""
     from trimtab.graph.save import GRAPH_FILE, WEIGHTS_FILE
 
-    described = read_json(parts.graph_folder / GRAPH_FILE)
     shutil.copytree(parts.runtime_folder, folder / RUNTIME_FOLDER)
     for file in (GRAPH_FILE, WEIGHTS_FILE):
         shutil.copy2(parts.graph_folder / file, folder / file)
@@ -70,17 +76,69 @@ def save_artifact(folder: Path, parts: Parts) -> None:
         write_array(folder / sample_name(place), x)
     write_json(folder / PLANS_FILE, parts.plans)
     write_json(folder / EVIDENCE_FILE, parts.evidence)
-    manifest = {
-        "format": FORMAT,
+    described = {
         "trimtab": parts.evidence["trimtab"],
         "name": parts.name,
         "runtime": parts.runtime,
         "precision": parts.precision,
         "threads": parts.target.threads,
-        "inputs": described["inputs"],
+        "inputs": read_json(folder / GRAPH_FILE)["inputs"],
         "labels": list(parts.evidence["task"]["labels"]),
-        "files": {str(file.relative_to(folder)): sha256(file) for file in _files(folder)},
     }
+    _seal(folder, ARTIFACT, described)
+
+
+def save(graph: GraphModule, folder: str | Path, *, plans: Iterable[tuple[Method, Plan]] = ()) -> Path:
+    """Keep a graph, e.g. a pruned one, in a folder of its own: as JSON and safetensors, bit for bit, no pickle.
+
+    Args:
+        graph: a captured graph, whatever was done to it since; left as it was.
+        folder: made here, whole or not at all; it may exist if it is empty.
+        plans: (method, plan) of each step that led to the graph, in order; kept to be read.
+
+    Returns:
+        The folder. `load` opens it.
+
+    Raises:
+        PlanError: what was given is no captured graph, or no pairs.
+        RunError: the folder holds something, or cannot be written.
+        ArtifactError: an operation of the graph cannot be saved.
+    """
+    from torch.fx import GraphModule
+
+    from trimtab.graph.save import GRAPH_FILE, save_graph
+
+    path = Path(folder).resolve()
+    if not isinstance(graph, GraphModule):
+        raise PlanError(
+            f"save keeps a captured graph; got a {type(graph).__name__}. Capture it first: "
+            "tt.save(tt.capture(model, example_inputs), folder)."
+        )
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise RunError(f"{path} exists and is not an empty folder. Nothing was changed: give save a new folder.")
+    steps = [_step(pair) for pair in plans]
+    with folder_atomic(path) as scratch:
+        save_graph(graph, scratch)
+        write_json(scratch / PLANS_FILE, steps)
+        _seal(scratch, MODEL, {"trimtab": version("trimtab"), "inputs": read_json(scratch / GRAPH_FILE)["inputs"]})
+    return path
+
+
+def _step(pair: Any) -> dict[str, Any]:
+    match pair:
+        case (object(name=str()) as method, object(skipped=_) as plan):
+            settings, decided = cattrs.unstructure(method), cattrs.unstructure(plan)
+            return {"method": method.name, "settings": settings, "plan": decided}
+    raise PlanError(
+        "save takes plans as (method, plan) pairs, e.g. plans=[(prune, prune.plan(graph))]; "
+        f"got {type(pair).__name__}: {str(pair)[:80]}"
+    )
+
+
+def _seal(folder: Path, kind: str, described: Mapping[str, Any]) -> None:
+    """Write the manifest of a folder that is otherwise complete."""
+    files = {str(file.relative_to(folder)): sha256(file) for file in _files(folder)}
+    manifest = {"format": FORMAT, "kind": kind, **described, "files": files}
     write_json(folder / MANIFEST_FILE, manifest | {"sha256": _own_hash(manifest)})
 
 
@@ -103,9 +161,12 @@ class Loaded:
     @cached_property
     def graph(self) -> GraphModule:
         """The model as a module, bit for bit as it was measured."""
-        from trimtab.graph.save import load_graph
+        return _graph(self.path)
 
-        return load_graph(self.path)
+    @cached_property
+    def plans(self) -> tuple[Mapping[str, Any], ...]:
+        """What each step decided, as data: `method`, `settings`, `plan`."""
+        return _plans(self.path)
 
     @cached_property
     def _serve(self) -> Callable[[tuple[np.ndarray, ...]], np.ndarray]:
@@ -137,26 +198,34 @@ class Loaded:
         return self._serve(inputs)
 
 
-def load(path: str | Path) -> Loaded:
-    """Open an artifact, after checking every byte of it against its hashes.
+@dataclass(frozen=True)
+class Saved:
+    """A saved model whose hashes were right. It was exported to no runtime and judged by nobody: there is its graph."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @cached_property
+    def graph(self) -> GraphModule:
+        """The graph as a trainable module in eval mode, bit for bit as it was saved."""
+        return _graph(self.path)
+
+    @cached_property
+    def plans(self) -> tuple[Mapping[str, Any], ...]:
+        """What each step decided, as data: `method`, `settings`, `plan`."""
+        return _plans(self.path)
+
+
+def load(path: str | Path) -> Loaded | Saved:
+    """Open an artifact or a saved model, after checking every byte of it against its hashes.
 
     Raises:
         ArtifactError: it is missing, of another format, or not what was written.
     """
     path = Path(path)
-    manifest = _manifest(path)
-    present = {str(file.relative_to(path)) for file in _files(path)} - {MANIFEST_FILE}
-    for name in sorted(present ^ manifest["files"].keys()):
-        state = "is missing" if name in manifest["files"] else "was added"
-        raise ArtifactError(
-            f"{path / name} {state}: the artifact is not what was measured. Copy it again from its source."
-        )
-    for name, digest in manifest["files"].items():
-        if sha256(path / name) != digest:
-            raise ArtifactError(
-                f"{path / name} has changed since it was measured (its SHA-256 is not the manifest's). "
-                "Copy the artifact again from its source, or make it anew."
-            )
+    manifest = _checked(path)
+    if manifest["kind"] == MODEL:
+        return Saved(path, manifest)
     evidence = read_json(path / EVIDENCE_FILE)
     artifact = Artifact(
         path=str(path),
@@ -170,24 +239,69 @@ def load(path: str | Path) -> Loaded:
     return Loaded(artifact, manifest)
 
 
+def load_artifact(path: str | Path) -> Loaded:
+    """As `load`, for what needs a runtime's file or a verdict.
+
+    Raises:
+        ArtifactError: it is no artifact, or as for `load`.
+    """
+    loaded = load(path)
+    if isinstance(loaded, Saved):
+        raise ArtifactError(
+            f"{path} is a saved model, not an artifact: it has no runtime's file and no verdict. "
+            "Use its graph in Python, tt.load(...).graph, or make an artifact of your model with `trimtab optimize`."
+        )
+    return loaded
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """The manifest of a folder in which every file is what it was."""
+    manifest = _manifest(path)
+    noun, made = WORDS[manifest["kind"]]
+    present = {str(file.relative_to(path)) for file in _files(path)} - {MANIFEST_FILE}
+    for name in sorted(present ^ manifest["files"].keys()):
+        state = "is missing" if name in manifest["files"] else "was added"
+        raise ArtifactError(f"{path / name} {state}: the {noun} is not what {made}. Copy it again from its source.")
+    for name, digest in manifest["files"].items():
+        if sha256(path / name) != digest:
+            raise ArtifactError(
+                f"{path / name} has changed since it {made} (its SHA-256 is not the manifest's). "
+                f"Copy the {noun} again from its source, or make it anew."
+            )
+    return manifest
+
+
 def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = dict(read_json(path / MANIFEST_FILE))
     except OSError as error:
         raise ArtifactError(
-            f"{path} is no artifact: it has no readable {MANIFEST_FILE}. Give the folder that `optimize` printed."
+            f"{path} is no artifact and no saved model: it has no readable {MANIFEST_FILE}. "
+            "Give the folder that `optimize` printed, or the one that `save` wrote."
         ) from error
     except ValueError as error:
+        raise ArtifactError(f"{path / MANIFEST_FILE} is damaged: {error}. Copy it again from its source.") from error
+    if manifest.get("format") != FORMAT or manifest.get("kind", ARTIFACT) not in WORDS:
+        what = f"format {manifest.get('format')!r} and kind {manifest.get('kind', ARTIFACT)!r}"
         raise ArtifactError(
-            f"{path / MANIFEST_FILE} is damaged: {error}. Copy the artifact again from its source."
-        ) from error
-    if manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{path} has format {manifest.get('format')!r}; this trimtab reads {FORMAT}. Make it anew.")
+            f"{path} has {what}; this trimtab reads format {FORMAT} and the kinds {', '.join(WORDS)}. Make it anew."
+        )
     if manifest.pop("sha256", None) != _own_hash(manifest):
         raise ArtifactError(
-            f"{path / MANIFEST_FILE} has changed since it was written. Copy the artifact again from its source."
+            f"{path / MANIFEST_FILE} has changed since it was written. Copy the whole folder again from its source."
         )
-    return manifest
+    # Artifacts from before models could be saved do not say what they are.
+    return {"kind": ARTIFACT, **manifest}
+
+
+def _graph(folder: Path) -> GraphModule:
+    from trimtab.graph.save import load_graph
+
+    return load_graph(folder)
+
+
+def _plans(folder: Path) -> tuple[Mapping[str, Any], ...]:
+    return tuple(read_json(folder / PLANS_FILE))
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:

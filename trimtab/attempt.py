@@ -6,10 +6,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
+from torch.fx import GraphModule
 
+from trimtab.artifact import save
 from trimtab.compress.build import Built, Stage, build, key
-from trimtab.core import Candidate, Drop, Goal, Outcome, Precision, Recipe, Skip, Target, Task, Tools, Trial
-from trimtab.errors import PlanError, RuntimeFailed
+from trimtab.core import (
+    Candidate,
+    Drop,
+    Goal,
+    Method,
+    Outcome,
+    Plan,
+    Precision,
+    Recipe,
+    Skip,
+    Target,
+    Task,
+    Tools,
+    Trial,
+)
+from trimtab.errors import PlanError, RunError, RuntimeFailed
 from trimtab.graph.capture import capture
 from trimtab.graph.save import load_graph, save_graph
 from trimtab.measure.stats import chance_to_pass
@@ -67,13 +83,52 @@ def prepare(job: Job, model: nn.Module) -> Built:
     """The model as one graph, trained if the task says how."""
 
     def make(folder: Path) -> None:
-        job.show.phase("training" if job.task.fit else "capture")
-        checkpoint = job.held.folder / "training"
-        trained = fit(model, job.task, report=job.show.step, checkpoint=checkpoint) if job.task.fit else model
-        save_graph(capture(trained, job.task.select.batch(slice(0, 2)).inputs), folder)
+        save_graph(trained(model, job.task, job.show, checkpoint=job.held.folder / "training"), folder)
 
     folder = job.held.once_folder("original", make)
     return Built(load_graph(folder), folder, ())
+
+
+def trained(model: nn.Module, task: Task, show: Progress, *, checkpoint: Path | None = None) -> GraphModule:
+    """`model` as a graph, trained first if the task says how."""
+    show.phase("training" if task.fit else "capture")
+    ready = fit(model, task, report=show.step, checkpoint=checkpoint) if task.fit else model
+    return capture(ready, task.select.batch(slice(0, 2)).inputs)
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What a method made of a model: its plan; and, unless it was a dry run, the graph and the folder that keeps it.
+
+    before and after: the metric on the select split.
+    """
+
+    plan: Plan
+    before: float
+    after: float | None = None
+    graph: GraphModule | None = None
+    folder: Path | None = None
+
+
+def shrink(model: nn.Module, task: Task, method: Method, folder: Path | None, show: Progress) -> Shrunk:
+    """Train if the task says how, plan, and if there is a folder, apply `method` and write the result, whole or not.
+
+    Raises:
+        RunError: the folder exists already.
+        PlanError: the method refuses.
+    """
+    if folder is not None and folder.exists():  # before hours of training, not after
+        raise RunError(f"{folder} exists already, and nothing is overwritten. Remove it, or choose another folder.")
+    graph = trained(model, task, show)
+    show.phase("planning")
+    plan = method.plan(graph, task)
+    before = float(score(graph, task.select, task.metric).mean())
+    if folder is None:
+        return Shrunk(plan, before)
+    show.phase("applying")
+    result = method.apply(graph, plan, Tools(task=task, original=graph, report=show.step))
+    save(result, folder, plans=[(method, plan)])
+    return Shrunk(plan, before, float(score(result, task.select, task.metric).mean()), result, folder)
 
 
 def bench_of(job: Job, original: Built) -> Bench:

@@ -30,6 +30,24 @@ class Minimise(str, Enum):  # noqa: UP042 - typer shows the values of a str enum
     memory_bytes = "memory_bytes"
 
 
+class Importance(str, Enum):  # noqa: UP042 - typer shows the values of a str enum
+    """Which channels matter: the measures of compress/importance.py."""
+
+    magnitude = "magnitude"
+    bn_scale = "bn_scale"
+    taylor = "taylor"
+    fisher = "fisher"
+    activation = "activation"
+    obs = "obs"
+
+
+class Allocation(str, Enum):  # noqa: UP042 - typer shows the values of a str enum
+    """How many channels go from each group."""
+
+    uniform = "uniform"
+    global_ = "global"
+
+
 @app.callback()
 def root() -> None:
     """Bring a model; get back the cheapest version that keeps what must stay true, with the proof.
@@ -83,6 +101,64 @@ def optimize(
     artifact = run_pipeline(model, described, target=target, goal=goal, run=run, quiet=quiet, command=command)
     summary(artifact.evidence, console=Console())
     raise typer.Exit(EXIT_CODES[artifact.verdict.word])
+
+
+@app.command()
+def prune(
+    task: Annotated[
+        str, typer.Argument(help="A built-in task (fashion), FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.")
+    ],
+    ratio: Annotated[float | None, typer.Option(help="Share of the channels that goes, e.g. 0.4.")] = None,
+    importance: Annotated[Importance, typer.Option(help="Which channels matter.")] = Importance.magnitude,
+    allocation: Annotated[
+        Allocation, typer.Option(help="Of every group alike, or the least of all.")
+    ] = Allocation.uniform,
+    macs: Annotated[float | None, typer.Option(help="Instead of a ratio: fraction of the MACs that may stay.")] = None,
+    params: Annotated[float | None, typer.Option(help="Fraction of the parameters that may stay.")] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Fraction of the layers' measured time.")] = None,
+    round_to: Annotated[int, typer.Option(help="Kept widths become multiples of this.")] = 8,
+    samples: Annotated[int, typer.Option(help="Training samples to calibrate on.")] = 256,
+    output: Annotated[Path | None, typer.Option(help="Folder to write (default: runs/TASK-pruned).")] = None,
+    *,
+    compensate: Annotated[
+        bool | None, typer.Option("--compensate/--no-compensate", help="Re-solve what is left (default: with obs).")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, write nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress display.")] = False,
+) -> None:
+    """Cut channels out of a task's model, show what went and what could not, and write the smaller model.
+
+    It is trained first if the task says how. tt.load(FOLDER).graph gives it back, to be trained on or exported.
+
+    Examples:
+      trimtab prune fashion --ratio 0.4 --dry-run
+
+      trimtab prune mytask.py:make --macs 0.5 --importance obs --output smaller
+    """
+    from trimtab.compress.allocate import Budget
+    from trimtab.compress.prune import Prune
+    from trimtab.pipeline import prune as run_pipeline
+    from trimtab.tasks.resolve import resolve
+
+    limits = {"macs": macs, "params": params, "latency_ms": latency_ms}
+    method = Prune(
+        ratio,
+        importance=importance.value,
+        allocation=allocation.value,
+        budget=Budget(**limits) if any(limit is not None for limit in limits.values()) else None,
+        round_to=round_to,
+        samples=samples,
+        compensate=compensate,
+        timed=True,
+    )
+    model, described = resolve(task)
+    shrunk = run_pipeline(model, described, method, output=output, dry_run=dry_run, quiet=quiet)
+    typer.echo(str(shrunk.plan))
+    name = f"{described.metric.name} on select"
+    if shrunk.after is None:
+        typer.echo(f"{name}: {shrunk.before:.4g} before; nothing was written (dry run)")
+    else:
+        typer.echo(f"{name}: {shrunk.before:.4g} to {shrunk.after:.4g}\nwrote {shrunk.folder}")
 
 
 @app.command()

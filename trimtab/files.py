@@ -51,7 +51,7 @@ def cannot_write(path: Path, error: OSError) -> RunError:
     """The error to raise where the system refused to write `path`."""
     return RunError(
         f"Cannot write {path}: {error.strerror or error}. Nothing half-written was left there. "
-        "Free some space or choose a folder you can write to (--run FOLDER), then run the same command again."
+        "Free some space or choose a folder you can write to (--run FOLDER in a command), then do the same again."
     )
 
 

@@ -15,16 +15,16 @@ import cattrs
 import numpy as np
 from torch import nn
 
-from trimtab.artifact import Loaded, load
-from trimtab.attempt import Job, Tried, attempt, bench_of, free_baselines, pinned, prepare
+from trimtab.artifact import Loaded, load_artifact
+from trimtab.attempt import Job, Shrunk, Tried, attempt, bench_of, free_baselines, pinned, prepare, shrink
 from trimtab.compress.build import Built, key
 from trimtab.compress.recipes import default_recipes
-from trimtab.core import Artifact, Goal, Recipe, Skip, Target, Task, Trial
+from trimtab.core import Artifact, Goal, Method, Recipe, Skip, Target, Task, Trial
 from trimtab.files import read_array, write_array, write_atomic
 from trimtab.graph.capture import capture
 from trimtab.prove import REPORT_FILE, prove, ship
 from trimtab.report.html import page
-from trimtab.report.terminal import Progress
+from trimtab.report.terminal import PRUNE_PHASES, Progress
 from trimtab.report.words import metric
 from trimtab.runtimes.evaluate import usable
 from trimtab.runtimes.trial import Bench
@@ -87,7 +87,36 @@ def optimize(
             choice = held.once("choice", lambda: _choose(job, free, ended), Trial)
             proof = held.once("evidence", lambda: prove(job, free, ended, choice), dict[str, Any])
             ship(job, original, ended, choice, proof)
-    return load(folder / "artifact").artifact
+    return load_artifact(folder / "artifact").artifact
+
+
+def prune(
+    model: nn.Module,
+    task: Task,
+    method: Method,
+    *,
+    output: str | Path | None = None,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> Shrunk:
+    """Plan what `method` (e.g. a `Prune`) takes out of `model`, and write the smaller model to a folder.
+
+    Args:
+        model: trained first if `task.fit` says how.
+        task: data, loss, metric.
+        method: what to do, with its settings.
+        output: the folder to write (default `runs/<task name>-pruned`); it must not exist.
+        dry_run: plan only.
+        quiet: show no progress.
+
+    Raises:
+        TrimtabError: the input cannot be used, or nothing can be cut; the message says what to do.
+    """
+    check(task)
+    check_model(model, task)
+    folder = None if dry_run else Path(output or f"runs/{task.name}-pruned")
+    with Progress(quiet=quiet, phases=PRUNE_PHASES) as show:
+        return shrink(model, task, method, folder, show)
 
 
 def run(artifact: str | Path, *, input: tuple[Path, ...], output: Path | None = None) -> tuple[Loaded, np.ndarray]:
@@ -97,7 +126,7 @@ def run(artifact: str | Path, *, input: tuple[Path, ...], output: Path | None = 
         ArtifactError: the artifact is damaged, or a file holds no array.
         RuntimeFailed: the arrays do not fit the model.
     """
-    loaded = load(artifact)
+    loaded = load_artifact(artifact)
     answers = loaded.run(*(read_array(path) for path in input))
     if output is not None:
         write_array(output, answers)
@@ -113,7 +142,7 @@ def rewrite_report(run: Path, *, output: Path | None = None) -> tuple[Path, dict
         ArtifactError: the run holds no finished artifact, or it is damaged.
     """
     inner = run / "artifact"
-    evidence = dict(load(inner if inner.is_dir() else run).artifact.evidence)
+    evidence = dict(load_artifact(inner if inner.is_dir() else run).artifact.evidence)
     path = output or (run if inner.is_dir() else run.resolve().parent) / REPORT_FILE
     write_atomic(path, page(evidence).encode())
     return path, evidence

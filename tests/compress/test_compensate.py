@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from tests.compress.test_prune import captured
 from tests.compress.test_quantize import task_of
+from tests.graph.test_cost import row
 from tests.graph.test_dims import Forward
 from trimtab.compress import compensate
 from trimtab.compress.compensate import compensate_, solvable
@@ -119,6 +121,17 @@ def test_says_what_cannot_be_solved(monkeypatch) -> None:
     ]
     monkeypatch.setattr(compensate, "MAX_FEATURES", 4)
     assert solvable(graph, list(groups(graph).cuttable))[1][2].why == "its sums have more than 4 terms"
+
+
+def test_a_layer_applied_along_what_is_cut_is_left_as_it_is() -> None:
+    graph, shape = row("token mixing")
+    task = task_of(torch.randn(2, *shape), num=48)
+    task = dataclasses.replace(task, train=dataclasses.replace(task.train, targets=task.train.targets % 3))
+    method = Prune(0.4, round_to=1, samples=48, compensate=True)
+    plan = method.plan(graph, task)
+    assert any("also where it is applied" in skip.why for skip in plan.skipped)
+    assert plan.compensated == ("linear_2",)
+    assert method.apply(graph, plan, Tools(task=task))(torch.randn(2, *shape)).shape == (2, 3)
 
 
 def test_refuses_values_that_are_not_finite_and_a_missing_task() -> None:

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from tests.compress.test_quantize import task_of
 from tests.graph.test_dims import Forward
+from tests.graph.test_rules import response_norm
 from tests.nets import NETS, net
 from trimtab.compress.allocate import Budget
 from trimtab.compress.importance import magnitude
@@ -322,3 +323,25 @@ def test_refuses_to_calibrate_on_too_little(settings) -> None:
         Prune(0.5, **settings).plan(graph)
     with pytest.raises(PlanError, match="needs 16 calibration samples or more; got 8"):
         Prune(0.5, samples=8, **settings).plan(graph, task_of(x))
+
+
+def test_computed_weights_are_folded_first_and_the_plan_says_so() -> None:
+    module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    graph = capture(module.eval(), (torch.randn(4, 6),))
+    method = Prune(0.5, round_to=1)
+    plan = method.plan(graph)
+    assert [one.size for one in plan.cuts] == [8]
+    assert any("becomes a plain weight" in skip.why for skip in plan.skipped)
+    pruned = method.apply(graph, plan)
+    assert sorted(tuple(p.shape) for p in pruned.parameters()) == [(3,), (3, 4), (4,), (4, 6)]
+
+
+def test_a_dim_under_a_mean_is_cut_where_nothing_else_can_be() -> None:
+    module = Forward(response_norm, a=nn.Linear(6, 8), b=nn.Linear(8, 3)).eval()
+    graph = capture(module, (torch.randn(4, 5, 6),))
+    method = Prune(0.5, round_to=1)
+    plan = method.plan(graph)
+    assert plan.through_means
+    assert [(one.group, len(one.kept)) for one in plan.cuts] == [("a", 4)]
+    assert method.apply(graph, plan)(torch.randn(2, 5, 6)).shape == (2, 5, 3)
+    assert not Prune(0.5).plan(graph_of("mlp")[0]).through_means

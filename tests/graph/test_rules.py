@@ -300,6 +300,12 @@ ROWS = {
         (3, 6, 6),
         {"embed": 8, "mix": 14},
     ),
+    "the largest, and a triangle": Row(
+        lambda m, x: m.b(F.relu(m.a(x))).topk(2, dim=1)[0].tril().sum(1),
+        lambda: {"a": nn.Linear(6, 9), "b": nn.Linear(9, 3)},
+        (5, 6),
+        {"a": 9},
+    ),
     "matrix product with a weight": Row(
         lambda m, x: torch.relu(x @ m.a.weight) @ m.b.weight,
         lambda: {"a": nn.Embedding(6, 9), "b": nn.Embedding(9, 3)},
@@ -372,6 +378,39 @@ def test_agrees_with_brute_force(name: str) -> None:
     for group in groups(graph).cuttable:
         for channel in range(group.size):
             check_channel(graph, x.double(), group, channel)
+
+
+def response_norm(m: nn.Module, x: Tensor) -> Tensor:
+    """As ConvNeXt V2: each channel by its share of the mean over channels."""
+    y = F.gelu(m.a(x))
+    size = y.norm(dim=1, keepdim=True)
+    return m.b(y * (size / (size.mean(-1, keepdim=True) + 1e-6)))
+
+
+def test_a_mean_over_channels_can_pass_with_its_divisor_kept() -> None:
+    module = Forward(response_norm, a=nn.Linear(6, 8), b=nn.Linear(8, 3)).eval()
+    graph = capture(module, (torch.randn(3, 5, 6),))
+    assert not groups(graph).cuttable
+    assert [group.size for group in groups(graph, means=True).cuttable] == [8]
+    once = cut(graph, {"a": (0, 1, 3, 4, 6, 7)}, means=True)
+    twice = cut(once, {"a": (0, 2, 3, 4)}, means=True)
+    straight = cut(graph, {"a": (0, 3, 4, 6)}, means=True)
+    x = torch.randn(2, 5, 6)
+    torch.testing.assert_close(twice(x), straight(x))
+    with torch.no_grad():
+        masked = capture(module, (x,))
+        masked.get_parameter("a.weight")[[1, 2, 5, 7]] = 0
+        masked.get_parameter("a.bias")[[1, 2, 5, 7]] = 0  # the norm of nothing is nothing
+    torch.testing.assert_close(straight(x), masked(x))
+
+
+def test_a_model_that_draws_random_numbers_is_cut_too() -> None:
+    module = Forward(lambda m, x: m.b(m.a(x) + torch.rand(5)), a=nn.Linear(6, 5), b=nn.Linear(5, 3)).eval()
+    graph = capture(module, (torch.randn(3, 6),))
+    assert not groups(graph).cuttable  # what is drawn has the width
+    module = Forward(lambda m, x: m.b(m.a(x)) * torch.rand_like(x[:, :3]), a=nn.Linear(6, 5), b=nn.Linear(5, 3)).eval()
+    graph = capture(module, (torch.randn(3, 6),))
+    cut(graph, {"a": (0, 3)})
 
 
 def test_the_table_covers_the_training_ir() -> None:

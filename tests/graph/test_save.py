@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,22 @@ def test_loads_bit_exactly(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert torch.equal(back.train()(x), trained)
     assert [key for key, _ in back.named_parameters()] == [key for key, _ in graph.named_parameters()]
+
+
+def test_a_file_from_before_later_fields_were_known_still_loads(tmp_path: Path) -> None:
+    module, x = net("mlp")
+    module.get_parameter("layers.0.weight").requires_grad_(False)
+    graph = capture(module, (x,))
+    save_graph(graph, tmp_path)
+    assert not load_graph(tmp_path).get_parameter("layers.0.weight").requires_grad
+    described = json.loads((tmp_path / "graph.json").read_text())
+    for entry in (*described["inputs"], *described["tensors"]):
+        entry.pop("high", None)
+        entry.pop("frozen", None)
+    (tmp_path / "graph.json").write_text(json.dumps(described))
+    back = load_graph(tmp_path)
+    assert torch.equal(back(x), graph(x))
+    assert back.get_parameter("layers.0.weight").requires_grad
 
 
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:

@@ -113,6 +113,9 @@ def test_style_and_types() -> None:
 
 def test_no_flag_exists_that_python_lacks() -> None:
     from trimtab import cli, pipeline
+    from trimtab.compress.allocate import Budget
+    from trimtab.compress.importance import MEASURES
+    from trimtab.compress.prune import Prune
 
     fields = {field.name for value in (Goal, Target) for field in dataclasses.fields(value)}
     known = fields | set(inspect.signature(pipeline.optimize).parameters)
@@ -120,6 +123,14 @@ def test_no_flag_exists_that_python_lacks() -> None:
     assert flags <= known, flags - known
     for command, function in ((cli.run, pipeline.run), (cli.report, pipeline.rewrite_report)):
         assert set(inspect.signature(command).parameters) == set(inspect.signature(function).parameters)
+    settings = {field.name for value in (Prune, Budget) for field in dataclasses.fields(value)}
+    flags_of_prune = set(inspect.signature(cli.prune).parameters)
+    assert flags_of_prune <= settings | set(inspect.signature(pipeline.prune).parameters)
+    for field in dataclasses.fields(Prune):
+        if field.name in flags_of_prune:
+            default = inspect.signature(cli.prune).parameters[field.name].default
+            assert getattr(default, "value", default) == field.default, field.name
+    assert {one.value for one in cli.Importance} == set(MEASURES)
     for value in (Goal, Target):
         for field in dataclasses.fields(value):
             if field.name in flags:

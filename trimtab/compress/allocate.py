@@ -179,9 +179,7 @@ class _State:
         return sum(one.lost[self.level[name]] for name, one in self.choices.items())
 
     def repair(self, fixed: str | None = None) -> None:
-        """Narrow groups, but for one, until every cost is within its limit or they are at their narrowest; then
-        widen what fits again.
-        """
+        """Narrow groups, but for one, until every cost is within its limit if that can be; then widen what fits."""
         while not self.fits() and self.step_down(fixed):
             pass
         while self.fits() and self.step_up(fixed):

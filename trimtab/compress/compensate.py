@@ -38,6 +38,7 @@ from trimtab.core import Skip, Split
 from trimtab.errors import PlanError
 from trimtab.graph.calls import arguments
 from trimtab.graph.capture import get_tensor
+from trimtab.graph.cost import Sizes
 from trimtab.graph.dims import Group
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -47,7 +48,7 @@ Report = Callable[[int, int, str], None]
 def solvable(graph: GraphModule, groups: list[Group]) -> tuple[tuple[str, ...], tuple[Skip, ...]]:
     """The nodes of the layers that read `groups` and can be re-solved, in graph order; and the rest, with reasons."""
     readers = {read.node for group in groups for read in group.reads}
-    found, skipped = [], []
+    found, skipped, sizes = [], [], Sizes(graph, groups)
     for node in graph.graph.nodes:
         if node.name not in readers:
             continue
@@ -56,6 +57,8 @@ def solvable(graph: GraphModule, groups: list[Group]) -> tuple[tuple[str, ...], 
             why = "it multiplies no fixed weight of its own"
         elif num_features(layer, get_tensor(graph, layer.weight)) > MAX_FEATURES:
             why = f"its sums have more than {MAX_FEATURES} terms"
+        elif not layer.stride and any(width.parts for width in sizes.of(arguments(node)[layer.argument])[:-1]):
+            why = "what is cut is also where it is applied, so its rows are not the original's"
         else:
             found.append(node.name)
             continue

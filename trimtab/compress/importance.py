@@ -93,7 +93,7 @@ def magnitude(graph: GraphModule, group: Group) -> Tensor:
         PlanError: a weight is not finite.
     """
     _require_finite(graph, group)
-    uses = [use for use in group.uses if use.role != "follower"]
+    uses = [use for use in group.uses if use.role != "follower"] or group.uses
     squares = [_summed(get_tensor(graph, use.name).detach().double().square(), use) for use in uses]
     return _mean_of_relative([square.sqrt() for square in squares])
 

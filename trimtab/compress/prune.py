@@ -11,7 +11,7 @@ passes in float64 on three inputs, and compensates in one pass of two graphs ove
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -29,8 +29,10 @@ from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
 from trimtab.graph.cost import Contraction, Gone, Product, Sizes, contractions, parameters
 from trimtab.graph.dims import Group, Role, groups
+from trimtab.graph.fold import fold_weights
 from trimtab.graph.surgery import cut
 
+FOLDED = "it is standardised or scaled over what goes, so it becomes a plain weight and trains as one from here on"
 Importance = Literal["magnitude", "taylor", "bn_scale", "activation", "fisher", "obs"]
 
 
@@ -69,7 +71,8 @@ class Cut:
 class PrunePlan:
     """Which channels stay in which group, which layers are re-solved on `samples`, and what was left alone.
 
-    params, macs and ms are the original's.
+    params, macs and ms are the original's. through_means: nothing could be cut but dims that a mean runs over, which
+    goes on dividing by as many channels as before.
     """
 
     cuts: tuple[Cut, ...]
@@ -79,6 +82,7 @@ class PrunePlan:
     compensated: tuple[str, ...] = ()
     samples: int = 0
     ms: float | None = field(default=None, compare=False)
+    through_means: bool = False
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per group."""
@@ -202,8 +206,10 @@ class Prune:
             PlanError: nothing can be cut, too few channels would stay, the budget cannot be met, weights or importance
                 are not finite, or there are too few samples.
         """
-        graph = as_graph(graph, task, method="Prune")
+        graph, folded = fold_weights(as_graph(graph, task, method="Prune"))
         found = groups(graph)
+        through_means = not found.cuttable
+        found = groups(graph, means=True) if through_means else found
         chosen, skipped = disjoint(found.cuttable, self._would_be_cut, self.heads)
         data = self._data(task)
         scores = importances(graph, chosen, self.importance, task=task, data=data)
@@ -212,7 +218,7 @@ class Prune:
         whole = [group for group in chosen if kept[group.name] == group.size]
         skipped += [Skip(f"{group.name} ({group.size})", self._why_whole()) for group in whole]
         left = [group for group in chosen if group not in whole]
-        skips = (*found.skipped, *skipped)
+        skips = (*found.skipped, *skipped, *(Skip(f"how {name} is computed", FOLDED) for name in folded))
         if not left:
             reasons = "".join(f"\n  {skip.what}: {skip.why}" for skip in skips)
             raise PlanError(
@@ -228,7 +234,7 @@ class Prune:
             left,
             draft,
             scores,
-            PrunePlan((), (*skips, *unsolved), 0, 0, solved, self._num_samples(data)),
+            PrunePlan((), (*skips, *unsolved), 0, 0, solved, self._num_samples(data), through_means=through_means),
             self.timed,
         )
 
@@ -239,13 +245,14 @@ class Prune:
             PlanError: the plan is for another graph, the result is not the masked original, or there is no task to
                 compensate on.
         """
-        known = {group.name: group for group in groups(graph).cuttable}
+        graph, _ = fold_weights(graph)
+        known = {group.name: group for group in groups(graph, means=plan.through_means).cuttable}
         sizes = {name: group.size for name, group in known.items()}
         wrong = [one for one in plan.cuts if sizes.get(one.group) != one.size]
         if wrong:
             listed = ", ".join(f"{w.group}: {w.size} planned, {sizes.get(w.group, 'none')} found" for w in wrong)
             raise PlanError(f"This plan was made for another graph ({listed}). Plan on the graph that you cut.")
-        pruned = cut(graph, {one.group: one.kept for one in plan.cuts})
+        pruned = cut(graph, {one.group: one.kept for one in plan.cuts}, means=plan.through_means)
         if not plan.compensated:
             return pruned
         if tools is None or tools.task is None:
@@ -387,7 +394,7 @@ def _priced(
         cuts.append(Cut(group.name, group.size, channels, slices, lost, scores[group.name].by, params, macs, ms))
         gone_before = gone
     params, macs, ms = prices.total({})
-    return PrunePlan(tuple(cuts), draft.skipped, params, macs, draft.compensated, draft.samples, ms)
+    return replace(draft, cuts=tuple(cuts), params=params, macs=macs, ms=ms)
 
 
 def _slices(group: Group, gone: Gone) -> tuple[Slice, ...]:

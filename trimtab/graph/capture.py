@@ -212,7 +212,7 @@ def without_unread_(graph: GraphModule) -> GraphModule:
 
 
 def _capture_error(module: nn.Module, error: Exception) -> CaptureError:
-    line = _user_line(error)
+    line = user_line(error)
     text = f"{type(error).__name__}: {error}"
     mend = next((mend for words, mend in MENDS if any(word in text for word in words)), OTHERWISE)
     where = f"\n  at {line}" if line else ""
@@ -220,7 +220,7 @@ def _capture_error(module: nn.Module, error: Exception) -> CaptureError:
     return CaptureError(f"{type(module).__name__} cannot be captured as one graph: {reason}{where}\n{mend}")
 
 
-def _user_line(error: BaseException) -> str:
+def user_line(error: BaseException) -> str:
     """The deepest line of the user's own code that the error passed through."""
     libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
     frames = [

@@ -69,13 +69,17 @@ class Constant:
 
 @dataclass(frozen=True)
 class Group:
-    """An atom that can be cut: channel i of all its uses goes together. Producers come first in `uses`."""
+    """An atom that can be cut: channel i of all its uses goes together. Producers come first in `uses`.
+
+    means: reads by a mean, which must go on dividing by as many as before.
+    """
 
     name: str
     size: int
     uses: tuple[Use, ...]
     reads: tuple[Read, ...]
     constants: tuple[Constant, ...]
+    means: tuple[Read, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,17 @@ class Groups:
     skipped: tuple[Skip, ...]
 
 
-def groups(graph: GraphModule) -> Groups:
+def groups(graph: GraphModule, *, means: bool = False) -> Groups:
     """The groups of channels of `graph` that can be cut, in the order of their first producers.
 
     The dims of the inputs and of the output are never among them. Node shapes are read from `meta["val"]`.
+
+    Args:
+        graph: a captured graph.
+        means: let a mean over channels pass, as a sum divided by the number of channels that were there: what comes
+            out is the masked original's, but norms that are written out (RMSNorm) then let their width be cut.
     """
-    flow = Flow(graph)
+    flow = Flow(graph, means=means)
     for node in graph.graph.nodes:
         flow.visit(node)
     return _collect(flow)
@@ -104,8 +113,9 @@ def _expression(size: torch.SymInt) -> Size:
 class Flow:
     """What is known of a graph's dims while it is read from inputs to output; rules write into it."""
 
-    def __init__(self, graph: GraphModule) -> None:
+    def __init__(self, graph: GraphModule, *, means: bool = False) -> None:
         self.graph = graph
+        self.means = means
         self.atoms = Atoms()
         self.dims: dict[Node, Dims] = {}
         self.several: dict[Node, tuple[Dims, ...]] = {}  # of nodes that give a list of tensors
@@ -233,8 +243,16 @@ def _collect(flow: Flow) -> Groups:
     for leaf, name in names.items():
         if not reads[leaf]:
             skipped[leaf] = Skip(f"{name} ({flow.atoms.size(leaf)})", "no weight contracts over it")
+    divided = {node.name for node, *_ in flow.reads if node.target is torch.ops.aten.mean.dim}
     cuttable = tuple(
-        Group(name, flow.atoms.size(leaf), tuple(uses[leaf]), tuple(reads[leaf]), tuple(constants[leaf]))
+        Group(
+            name,
+            flow.atoms.size(leaf),
+            tuple(uses[leaf]),
+            tuple(reads[leaf]),
+            tuple(constants[leaf]),
+            tuple(read for read in reads[leaf] if read.node in divided),
+        )
         for leaf, name in names.items()
         if reads[leaf]
     )

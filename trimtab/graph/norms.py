@@ -74,6 +74,23 @@ def along_twice(flow: Flow, node: Node) -> tuple[Dims, ...] | None:
     return None if x is None else (x, x)
 
 
+def top(flow: Flow, node: Node) -> tuple[Dims, ...] | None:
+    """The k largest along a dim, which stays, and their places."""
+    x = _one(flow, node)
+    d = arguments(node)["dim"] % len(x)
+    count = flow.atoms.new(node.meta["val"][0].shape[d])
+    flow.atoms.freeze((x[d], count), f"{node.name} ranks along it")
+    out = (*x[:d], count, *x[d + 1 :])
+    return out, out
+
+
+def last_two(flow: Flow, node: Node) -> Dims | None:
+    """A triangle of each matrix: both of its dims stay."""
+    x = _one(flow, node)
+    flow.atoms.freeze(x[-2:], f"{node.name} takes a triangle of it")
+    return x
+
+
 def prelu(flow: Flow, node: Node) -> Dims | None:
     """A slope per channel (dim 1), or one for all."""
     a = arguments(node)
@@ -110,6 +127,11 @@ def _reduced(node: Node, ndim: int) -> set[int]:
 def _kept(node: Node, x: Dims, reduced: set[int]) -> Dims:
     keepdim = arguments(node).get("keepdim")
     return tuple(() if dim in reduced else x[dim] for dim in range(len(x)) if keepdim or dim not in reduced)
+
+
+def mean(flow: Flow, node: Node) -> Dims | None:
+    """As `reduce`; or, if the flow lets means pass, a sum whose divisor a cut keeps."""
+    return add_up(flow, node) if flow.means else reduce(flow, node)
 
 
 def reduce(flow: Flow, node: Node) -> Dims | None:

@@ -62,12 +62,15 @@ from trimtab.graph.norms import (
     along_twice,
     batch_norm,
     group_norm,
+    last_two,
     layer_norm,
+    mean,
     per_channel,
     pool,
     prelu,
     reduce,
     reduce_twice,
+    top,
 )
 
 if TYPE_CHECKING:
@@ -159,6 +162,8 @@ RULES: dict[Any, Rule] = {
     **_table("softmax log_softmax _softmax _log_softmax cumsum cumprod logcumsumexp", along),
     **_table("sort cummax cummin", along_twice),
     **_table("argsort", along),
+    aten.topk.default: top,
+    **_table("tril triu", last_two),
     **_table("prelu", prelu),
     **_table(
         "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d", partial(pool, spatial=1)
@@ -174,6 +179,7 @@ RULES: dict[Any, Rule] = {
     **_table("grid_sampler grid_sampler_2d grid_sampler_3d", per_channel),
     **_table("mean amax amin prod std var logsumexp all any norm linalg_vector_norm argmax argmin", reduce),
     **_table("var_mean std_mean aminmax", reduce_twice),
+    aten.mean.dim: mean,
     aten.max.dim: reduce_twice,
     aten.min.dim: reduce_twice,
     aten.max.default: reduce,

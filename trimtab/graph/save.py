@@ -56,7 +56,7 @@ def save_graph(graph: GraphModule, folder: Path) -> tuple[str, str]:
     described = {
         "format": FORMAT,
         "inputs": [{"name": s.name, "shape": s.shape, "dtype": s.dtype, "high": s.high} for s in input_specs(graph)],
-        "tensors": [{"name": name, "from": same[name], "trains": _trains(graph, name)} for name in names],
+        "tensors": [{"name": name, "from": same[name]} | _role(graph, name) for name in names],
         "nodes": [_node_to_json(node) for node in graph.graph.nodes],
     }
     write_atomic(folder / WEIGHTS_FILE, tensors_to_bytes(tensors))
@@ -86,17 +86,21 @@ def load_graph(folder: Path) -> GraphModule:
     for entry in described["tensors"]:
         source = entry["from"]
         if entry["trains"] and not isinstance(tensors[source], nn.Parameter):
-            tensors[source] = nn.Parameter(tensors[source])
+            tensors[source] = nn.Parameter(tensors[source], requires_grad=not entry.get("frozen", False))
         set_tensor_(root, entry["name"], tensors[source])
-    specs = {s["name"]: InputSpec(s["name"], tuple(s["shape"]), s["dtype"], s["high"]) for s in described["inputs"]}
+    # `high` and `frozen` are missing in files that were written before they were known.
+    inputs = [InputSpec(s["name"], tuple(s["shape"]), s["dtype"], s.get("high", 1)) for s in described["inputs"]]
+    specs = {spec.name: spec for spec in inputs}
     graph, made = Graph(), {}  # type: ignore[var-annotated]
     for entry in described["nodes"]:
         made[entry["name"]] = _node_from_json(graph, entry, made, specs)
     return refresh_shapes_(GraphModule(root, graph, class_name="Graph").eval())
 
 
-def _trains(graph: GraphModule, name: str) -> bool:
-    return isinstance(get_tensor(graph, name), nn.Parameter)
+def _role(graph: GraphModule, name: str) -> dict[str, bool]:
+    tensor = get_tensor(graph, name)
+    is_weight = isinstance(tensor, nn.Parameter)
+    return {"trains": is_weight} | ({"frozen": True} if is_weight and not tensor.requires_grad else {})
 
 
 def _node_to_json(node: Node) -> dict[str, Any]:

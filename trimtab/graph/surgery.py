@@ -20,21 +20,20 @@ from torch.fx import GraphModule, Interpreter, Node
 from trimtab.errors import PlanError
 from trimtab.graph.calls import arguments, position, set_argument_
 from trimtab.graph.capture import get_tensor
+from trimtab.graph.compare import CHECK_BATCH, disagreement
 from trimtab.graph.dims import Group, groups
-from trimtab.graph.modes import FLAGS
 from trimtab.graph.shapes import example_inputs, refresh_shapes_
 
 Chosen = tuple[tuple[Group, tuple[int, ...]], ...]
-TOLERANCE = 1e-9  # relative to the largest output; float64 keeps some 1e-13 through a deep network
-CHECK_BATCH = 3  # BatchNorm needs more than one sample, and two always come out as +-1
 
 
-def cut(graph: GraphModule, kept: Mapping[str, Sequence[int]]) -> GraphModule:
+def cut(graph: GraphModule, kept: Mapping[str, Sequence[int]], *, means: bool = False) -> GraphModule:
     """A copy of `graph` in which each named group has only its `kept` channels.
 
     Args:
         graph: a captured graph; it is not changed.
-        kept: group name -> channels that stay, rising, as `groups(graph)` names and numbers them.
+        kept: group name -> channels that stay, rising, as `groups(graph, means=means)` names and numbers them.
+        means: whether the groups were found with means let pass.
 
     Returns:
         The smaller graph, in the mode of `graph`.
@@ -42,14 +41,14 @@ def cut(graph: GraphModule, kept: Mapping[str, Sequence[int]]) -> GraphModule:
     Raises:
         PlanError: no such group or channel, no channel left, or the result is not the masked original.
     """
-    chosen = _chosen(graph, kept)
+    chosen = _chosen(graph, kept, means=means)
     pruned = _sliced(graph, chosen)
     _check(graph, pruned, chosen)
     return refresh_shapes_(pruned)
 
 
-def _chosen(graph: GraphModule, kept: Mapping[str, Sequence[int]]) -> Chosen:
-    found = {group.name: group for group in groups(graph).cuttable}
+def _chosen(graph: GraphModule, kept: Mapping[str, Sequence[int]], *, means: bool) -> Chosen:
+    found = {group.name: group for group in groups(graph, means=means).cuttable}
     for name, channels in kept.items():
         if name not in found:
             known = ", ".join(found) or "none"
@@ -69,6 +68,7 @@ def _sliced(graph: GraphModule, chosen: Chosen) -> GraphModule:
     pruned = copy.deepcopy(graph)
     _slice_tensors_(pruned, chosen)
     _rewrite_constants_(pruned, chosen)
+    _keep_divisors_(pruned, chosen)
     pruned.recompile()
     return pruned
 
@@ -90,6 +90,21 @@ def _rewrite_constants_(pruned: GraphModule, chosen: Chosen) -> None:
         set_argument_(nodes[name], argument, new)
 
 
+def _keep_divisors_(pruned: GraphModule, chosen: Chosen) -> None:
+    """Let every mean over cut channels divide by as many as before."""
+    masks: dict[tuple[str, int], Tensor] = {}
+    for group, channels in chosen:
+        for read in group.means:
+            mask = read.place.mask(channels)
+            masks[read.node, read.dim] = masks[read.node, read.dim] & mask if (read.node, read.dim) in masks else mask
+    nodes = {node.name: node for node in pruned.graph.nodes}
+    for (name, _), mask in masks.items():
+        node = nodes[name]
+        with pruned.graph.inserting_after(node):
+            scaled = pruned.graph.call_function(torch.ops.aten.mul.Tensor, (node, float(mask.double().mean())))
+        node.replace_all_uses_with(scaled, delete_user_cb=lambda user, scaled=scaled: user is not scaled)
+
+
 def _slice_tensors_(pruned: GraphModule, chosen: Chosen) -> None:
     masks: dict[str, dict[int, Tensor]] = {}
     for group, channels in chosen:
@@ -97,8 +112,10 @@ def _slice_tensors_(pruned: GraphModule, chosen: Chosen) -> None:
             dims = masks.setdefault(use.name, {})
             mask = use.place.mask(channels)
             dims[use.dim] = dims[use.dim] & mask if use.dim in dims else mask
-    names = dict.fromkeys(str(node.target) for node in pruned.graph.nodes if node.op == "get_attr")
     originals = {name: get_tensor(pruned, name) for name in masks}
+    aliases: dict[int, list[str]] = {}
+    for name in dict.fromkeys(str(node.target) for node in pruned.graph.nodes if node.op == "get_attr"):
+        aliases.setdefault(id(get_tensor(pruned, name)), []).append(name)
     for name, dims in masks.items():
         original = originals[name]
         new = original.detach()
@@ -107,7 +124,7 @@ def _slice_tensors_(pruned: GraphModule, chosen: Chosen) -> None:
         if isinstance(original, nn.Parameter):
             new = nn.Parameter(new, requires_grad=original.requires_grad)
         # Tied weights stay tied: every name of the old tensor gets the one new tensor.
-        for alias in [other for other in names if get_tensor(pruned, other) is original]:
+        for alias in aliases[id(original)]:
             path, _, leaf = alias.rpartition(".")
             setattr(pruned.get_submodule(path), leaf, new)
 
@@ -124,60 +141,14 @@ def _check(graph: GraphModule, pruned: GraphModule, chosen: Chosen) -> None:
     )
 
 
-@torch.no_grad()
 def _disagreement(graph: GraphModule, pruned: GraphModule, chosen: Chosen) -> str | None:
     """How `pruned` differs from the masked original, in words; None if it does not."""
-    examples = example_inputs(graph, batch_size=CHECK_BATCH)
-    reference, candidate = _exact(graph), _exact(pruned)
     masks = _masks(chosen)
-    for mode, training in (("eval", False), ("train", True)):
-        expected = _Masked(reference.train(training), masks).run(*_wide(examples))
-        try:
-            got = Interpreter(candidate.train(training)).run(*_wide(examples))
-        except RuntimeError as error:
-            return f"in {mode} mode it does not run ({str(error).splitlines()[0]})"
-        if got.shape != expected.shape:
-            return f"in {mode} mode its output is {tuple(got.shape)} where {tuple(expected.shape)} was expected"
-        error_ = relative_error(got, expected)
-        if not error_ <= TOLERANCE:
-            return f"in {mode} mode its output is {error_:.1e} off, relative to the largest output"
-    return None
-
-
-def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Largest difference over largest expected value; infinite where only one of the two is finite."""
-    finite = expected.isfinite()
-    if not torch.equal(finite, got.isfinite()) or not finite.any():
-        return float("inf")
-    got, expected = got.detach()[finite].double(), expected.detach()[finite].double()
-    return float((got - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
-
-
-def _wide(inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    # Fresh copies: the graph may write into its inputs.
-    return [x.double() if x.is_floating_point() else x.clone() for x in inputs]
-
-
-def _exact(graph: GraphModule) -> GraphModule:
-    """A copy in float64 without dropout, to be interpreted."""
-    exact = copy.deepcopy(graph).double()
-    for node in exact.graph.nodes:
-        if node.target in FLAGS and node.target is not torch.ops.aten.batch_norm.default:
-            node.update_arg(1, 0.0)
-        node.args = tuple(torch.float64 if arg is torch.float32 else arg for arg in node.args)
-        made = not node.all_input_nodes and _names_dtype(node) and node.meta["val"].dtype == torch.float32
-        if made or node.kwargs.get("dtype") is torch.float32:
-            node.update_kwarg("dtype", torch.float64)
-    return exact
+    examples = example_inputs(graph, batch_size=CHECK_BATCH)
+    return disagreement(graph, pruned, examples, run=lambda reference: _Masked(reference, masks))
 
 
 Mask = tuple[str, int | None, int, Tensor]  # an argument, an item of it, its dim, what stays
-
-
-def _names_dtype(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and any(
-        a.name == "dtype" for a in node.target._schema.arguments
-    )
 
 
 def _masks(chosen: Chosen) -> dict[str, list[Mask]]:

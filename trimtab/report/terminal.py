@@ -20,6 +20,7 @@ from trimtab.report.usage import usage
 SEARCH = "search"
 # seconds each phase is expected to take; only their proportions matter once work has been done
 PHASES: Mapping[str, float] = MappingProxyType({"training": 60, "free baselines": 30, SEARCH: 120, "verdict": 25})
+PRUNE_PHASES: Mapping[str, float] = MappingProxyType({"training": 60, "planning": 5, "applying": 15})
 STYLE = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
 PRIOR_SECONDS = 20.0
 QUIET_SECONDS = 5.0

@@ -1,0 +1,152 @@
+"""Coverage of structured pruning: every architecture family of timm, and transformers' classes from tiny configs.
+
+    scripts/bench prune_zoo [--only NAME ...] [--rival] [--quick] [--failed]
+
+Each model is captured, 30 % of the channels or heads of every group are cut, and the result has to be exact against the
+masked original, train one step, reload bit-exact and run in ONNX Runtime. The same list goes through Torch-Pruning in
+an environment of its own. Every model runs in a process of its own, and leaves a record under build/prune_zoo, so a run
+that was stopped goes on where it was. On two cores about an hour and a half each half, and 3 GB for the environments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from zoo import hf_models, timm_models
+from zoo.envs import COMMON, MODELS, ROOT, TORCH, python_of
+from zoo.table import all_passed, failures, passed, read_records, reasons, rows, totals
+
+from trimtab.measure.machine import stamp
+
+# The settings of each half; the best one counts.
+HALVES = {"trimtab": ("full",), "torch_pruning": ("plain", "head_dims", "heads")}
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--envs", type=Path, default=Path("build/envs"), help="where the environments are kept")
+    parser.add_argument("--work", type=Path, default=Path("build/prune_zoo"), help="where the records are kept")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="these models, e.g. timm:resnet18 or bert"
+    )
+    parser.add_argument("--rival", action="store_true", help="Torch-Pruning's half instead of trimtab's")
+    parser.add_argument("--quick", action="store_true", help="trimtab's half without reloading and ONNX Runtime")
+    parser.add_argument("--failed", action="store_true", help="again what has not passed every column")
+    parser.add_argument("--limit", type=float, default=240, help="seconds per model and setting")
+    parser.add_argument("--table", type=Path, help="write the results of both halves into this file, run nothing")
+    parser.add_argument("--failures", type=Path, help="also write what failed, at length, into this file")
+    return parser.parse_args(given)
+
+
+def all_models() -> list[str]:
+    """KIND:NAME of every model."""
+    return [*(f"timm:{name}" for name in timm_models.names()), *(f"hf:{name}" for name in hf_models.names())]
+
+
+def wanted(models: Sequence[str], only: Sequence[str]) -> list[str]:
+    """Those that were asked for, by KIND:NAME or NAME."""
+    chosen = [model for model in models if model in only or model.partition(":")[2] in only]
+    unknown = set(only) - set(chosen) - {model.partition(":")[2] for model in chosen}
+    if unknown:
+        raise SystemExit(f"No such model: {', '.join(sorted(unknown))}. The lists are in benchmarks/zoo.")
+    return chosen
+
+
+def commit() -> str:
+    got = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return got.stdout.strip()
+
+
+def run(half: str, models: Sequence[str], settings: argparse.Namespace) -> None:
+    """Run a half over `models` in its own environment."""
+    python = python_of(settings.envs.resolve(), half)
+    settings.work.mkdir(parents=True, exist_ok=True)
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "benchmarks")))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    tried = "quick" if settings.quick else ",".join(HALVES[half])
+    given = [half, tried, str(settings.work.resolve()), str(settings.limit), commit()]
+    subprocess.run([str(python), "-m", "zoo.worker", *given, *models], env=environment, check=True)
+
+
+def write_failures(settings: argparse.Namespace, half: str) -> None:
+    """What fails now, with long texts."""
+    records = read_records(settings.work, half)
+    lines = failures(records, list(records), longest=2000)
+    head = f"# What fails now ({half}): {len([line for line in lines if line != 'None.'])} of {len(records)}"
+    settings.failures.write_text("\n".join([head, "", *lines, ""]), encoding="utf-8")
+
+
+def write_table(settings: argparse.Namespace, models: Sequence[str]) -> None:
+    """The results file."""
+    ours, theirs = (read_records(settings.work, half) for half in HALVES)
+    exported = [model for model in models if model in ours and passed(ours[model], "exports")]
+    machine = stamp()
+    commits = ", ".join(sorted({record["commit"] for record in ours.values()})) or "none"
+    packages = ", ".join(part.replace("==", " ") for part in (TORCH, *COMMON, *MODELS, "timm==1.0.31"))
+    text = [
+        "# Coverage of structured pruning",
+        "",
+        f"{len(models)} models, {len(exported)} of which torch.export captures; 30 % of the channels or heads of",
+        "every group cut; random weights. Of Torch-Pruning's three settings (`benchmarks/zoo/half_torch_pruning.py`)",
+        "the best one counts for each model; none is tried after one that did not end. Made by",
+        "`scripts/bench prune_zoo`.",
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores, 1 thread; Python {machine['python']}; {packages};",
+        f"commit {commits}; {time.strftime('%Y-%m-%d')}.",
+        "",
+        "## Of the models that export",
+        "",
+        *totals(ours, theirs, models),
+        "",
+        "## Every model",
+        "",
+        *rows(ours, theirs, models),
+        "",
+        "MACs: multiply-accumulates of one sample, by trimtab's count on its graph; for Torch-Pruning as PyTorch",
+        "counts them, without recurrent layers.",
+        "",
+        "## What was left whole, and why",
+        "",
+        *reasons(ours, models),
+        "",
+        "## What failed in trimtab",
+        "",
+        *failures(ours, models),
+        "",
+        "## What failed in Torch-Pruning, at its best setting",
+        "",
+        *failures(theirs, models),
+        "",
+    ]
+    settings.table.write_text("\n".join(text), encoding="utf-8")
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    settings = arguments(given)
+    models = wanted(all_models(), settings.only) if settings.only else all_models()
+    if settings.table:
+        write_table(settings, models)
+        return
+    half = "torch_pruning" if settings.rival else "trimtab"
+    known = read_records(settings.work, half)
+    done = {model for model, record in known.items() if "ended" in record or "died" in record}
+    if settings.failed:
+        done = {model for model in done if all_passed(known[model])}
+    again = settings.only and not settings.failed
+    left = [model for model in models if model not in done or again]
+    if left:
+        run(half, left, settings)
+    if settings.failures:
+        write_failures(settings, half)
+    records = read_records(settings.work, half)
+    good = sum(all_passed(record) for record in records.values())
+    print(f"{half}: {good} of {len(records)} models pass every column")
+
+
+if __name__ == "__main__":
+    main()
