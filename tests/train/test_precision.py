@@ -75,6 +75,14 @@ def test_channels_last_changes_the_layout_and_no_value():
     torch.testing.assert_close(model(x), expected)
 
 
+def test_a_narrow_1x1_convolution_keeps_its_layout():
+    # With 6 channels in channels last, the backward pass corrupts the heap on CPUs without AVX-512.
+    narrow, wide = (nn.Sequential(nn.Conv2d(c, 13, 1, stride=2, bias=False)) for c in (6, 8))
+    assert not channels_last_(narrow, (torch.randn(64, 6, 14, 14),))
+    assert narrow[0].weight.is_contiguous()
+    assert channels_last_(wide, (torch.randn(64, 8, 14, 14),))
+
+
 class Viewing(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -33,7 +33,14 @@ from trimtab.train.checkpoint import (
     save_checkpoint,
     tensors_of,
 )
-from trimtab.train.precision import autocast, channels_last_, lay_out_, pick_precision
+from trimtab.train.precision import (
+    autocast,
+    breaks_in_channels_last,
+    channels_first,
+    channels_last_,
+    lay_out_,
+    pick_precision,
+)
 from trimtab.train.schedule import warmup_cosine
 
 # (model, inputs, targets [B, ...]) -> the loss, a single number
@@ -167,12 +174,14 @@ def _steps(
     optimizer = _optimizer(model, settings)
     identity = _identity(model, task, settings, objective) if checkpoint else {}
     first, precision = 0, ""
+    # Images are often channels last by where they come from, whatever the weights are.
+    lay = channels_first if breaks_in_channels_last(model) else tuple
     if checkpoint and checkpoint.exists():
         found = load_checkpoint(checkpoint, identity)
         restore_(model, optimizer, found.tensors)
         first, precision = found.step, found.precision
     elif settings.precision == "auto":
-        precision = pick_precision(model, task.train.batch(slice(0, batch_size)).inputs)
+        precision = pick_precision(model, lay(task.train.batch(slice(0, batch_size)).inputs))
     precision = precision or settings.precision
     model.train()
     began, last = time.perf_counter(), None
@@ -186,7 +195,7 @@ def _steps(
             group["lr"] = lr
         optimizer.zero_grad()
         with _own_dropout(settings, index), autocast(precision):
-            loss = objective(model, batch.inputs, batch.targets)
+            loss = objective(model, lay(batch.inputs), batch.targets)
         loss.backward()
         optimizer.step()
         # The step before is looked at, not this one: on an accelerator that does not stall the queue.
