@@ -124,3 +124,27 @@ def test_cumulative_batchnorm_averages_are_refused() -> None:
 def test_two_outputs_are_refused() -> None:
     with pytest.raises(CaptureError, match="returns 2 tensors"):
         capture(TwoOutputs(), (torch.randn(4, 16),))
+
+
+class Rescales(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.layer.weight.div_(2)
+        return self.layer(x)
+
+
+def test_a_model_that_writes_into_its_weights_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"writes into its own weight 'layer\.weight'.*outside forward"):
+        capture(Rescales(), (torch.randn(2, 4),))
+
+
+def test_weights_are_in_plain_order_whatever_they_were() -> None:
+    module = nn.Conv2d(8, 8, 3, groups=8).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 8, 6, 6)
+    graph = capture(module, (x,))
+    assert graph.get_parameter("weight").stride() == (9, 9, 3, 1)
+    assert torch.equal(graph.get_parameter("weight"), module.weight)

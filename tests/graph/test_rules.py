@@ -278,7 +278,7 @@ ROWS = {
         {"a": 8, "b": 9},
     ),
     "repeats": Row(
-        lambda m, x: m.c(m.a(x).repeat(1, 2) + m.b(x).repeat_interleave(2, dim=1)),
+        lambda m, x: m.c(m.a(x).repeat(1, 2) + torch.repeat_interleave(m.b(x), 2, dim=1, output_size=16)),
         lambda: {"a": nn.Linear(6, 8), "b": nn.Linear(6, 8), "c": nn.Linear(16, 3)},
         (6,),
         {"a": 4},

@@ -147,12 +147,25 @@ def _own(raw: GraphModule, inputs: tuple[Tensor, ...]) -> GraphModule:
             set_tensor_(root, name, _copied(get_tensor(raw, str(node.target)), copies))
             seen[node] = graph.create_node("get_attr", name)
         elif node.op == "call_function":
+            _refuse_writing_weights(raw, node)
             seen[node] = graph.node_copy(node, lambda n: seen[n])
         elif node.op == "output":
             graph.output(seen[_only_output(node)])
     live_modes_(plain_forms_(graph))
     own = GraphModule(root, graph, class_name="Graph")
     return refresh_shapes_(own.eval())
+
+
+def _refuse_writing_weights(raw: GraphModule, node: Node) -> None:
+    written = node.args[0] if node.args else None
+    in_place = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    if in_place and isinstance(written, Node) and written.op == "get_attr":
+        name = str(written.target)
+        if isinstance(get_tensor(raw, name), nn.Parameter):
+            raise CaptureError(
+                f"The model writes into its own weight {name.removeprefix('model.')!r} ({node.target}) each time it is "
+                "called, so a graph of it would not give the same twice. Change the weight once, outside forward."
+            )
 
 
 def _high(x: Tensor) -> int:
@@ -173,7 +186,8 @@ def _only_output(node: Node) -> Node:
 def _copied(tensor: Tensor, copies: dict[int, Tensor]) -> Tensor:
     # Tied weights stay tied: one copy each.
     if id(tensor) not in copies:
-        copy_ = tensor.detach().clone()
+        # Kernels are chosen by strides, and a file keeps none: in plain order, the graph that is loaded rounds alike.
+        copy_ = tensor.detach().clone(memory_format=torch.contiguous_format)
         is_weight = isinstance(tensor, nn.Parameter)
         copies[id(tensor)] = nn.Parameter(copy_, requires_grad=tensor.requires_grad) if is_weight else copy_
     return copies[id(tensor)]

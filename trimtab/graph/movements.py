@@ -225,6 +225,8 @@ def repeat_each(flow: Flow, node: Node) -> Dims | None:
         return None
     d, count = a["dim"] % len(x), flow.atoms.new(a["repeats"])
     flow.atoms.freeze((count,), f"{node.name} repeats by it")
+    if isinstance(a["output_size"], int):
+        flow.constant(node, "output_size", None, x[d] + count)
     return (*x[:d], x[d] + count, *x[d + 1 :])
 
 

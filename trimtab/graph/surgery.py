@@ -121,6 +121,7 @@ def _slice_tensors_(pruned: GraphModule, chosen: Chosen) -> None:
         new = original.detach()
         for dim, mask in dims.items():
             new = new.index_select(dim, mask.nonzero().flatten().to(new.device))
+        new = new.clone(memory_format=torch.contiguous_format)
         if isinstance(original, nn.Parameter):
             new = nn.Parameter(new, requires_grad=original.requires_grad)
         # Tied weights stay tied: every name of the old tensor gets the one new tensor.
