@@ -283,7 +283,7 @@ def test_a_wrong_rule_is_caught_and_the_group_named(monkeypatch: pytest.MonkeyPa
     graph = capture(module, (x,))
     right = groups(graph)
 
-    def wrong(_: GraphModule) -> Groups:
+    def wrong(_: GraphModule, *, means: bool) -> Groups:
         first, *others = right.cuttable
         swapped = tuple(replace(r, place=Place(r.place.size, r.place.width, (Block(0, (), 4),))) for r in first.reads)
         return Groups((replace(first, reads=swapped), *others), right.skipped)
@@ -300,7 +300,7 @@ def test_a_cut_that_does_not_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     graph = capture(module, (x,))
     first, second = groups(graph).cuttable
     broken = replace(first, uses=tuple(use for use in first.uses if use.role != "consumer"))
-    monkeypatch.setattr(surgery, "groups", lambda _: Groups((broken, second), ()))
+    monkeypatch.setattr(surgery, "groups", lambda _, *, means: Groups((broken, second), ()))
     with pytest.raises(PlanError, match=r"Cutting layers\.0 would .* it does not run"):
         cut(graph, halves(graph))
 
