@@ -55,6 +55,8 @@ OURS: dict[str, dict[str, Any]] = {
     "magnitude + compensation": {"importance": "magnitude", "compensate": True},
     "obs + compensation": {"importance": "obs", "compensate": True},
 }
+# All seeds of these come first, so that a run that is stopped can be reported.
+FIRST = ("obs + compensation", "magnitude + compensation", "magnitude")
 PEER = {"Torch-Pruning magnitude": "magnitude", "Torch-Pruning taylor": "taylor"}
 
 
@@ -86,23 +88,22 @@ def main() -> None:
 
 
 def run(work: Path, peer: Path, num_seeds: int) -> None:
-    """Every cell that has not ended yet, seed by seed."""
+    """Every cell that has not ended yet."""
     wanted = [*OURS, *PEER]
     progress = Progress(num_seeds * len(NETS) * (1 + len(RATIOS) * len(wanted)), len(cells_in(work)))
     data = load()
-    for seed, net in itertools.product(range(num_seeds), NETS):
+    later = tuple(method for method in OURS if method not in FIRST)
+    for methods, seed, net in itertools.product((FIRST, later), range(num_seeds), NETS):
         folder = work / net / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         original = trained(folder, net, seed, data, progress)
         graph = capture(original, data.task.train.batch(slice(0, 2)).inputs)
         recover = dataclasses.replace(RECOVERY, seed=seed)
-        for method, ratio in itertools.product(OURS, RATIOS):
+        for method, ratio in itertools.product(methods, RATIOS):
             cell = Cell(net, seed, method, ratio)
             if not kept(folder, cell):
-                method_ = Prune(ratio, round_to=1, samples=SAMPLES, **OURS[method])
                 began = time.process_time()
-                plan = method_.plan(graph, data.task)
-                pruned = method_.apply(graph, plan, Tools(task=data.task))
+                pruned = by_us(graph, method, ratio, data.task)
                 judge(folder, cell, pruned, data, recover=recover, cut_seconds=time.process_time() - began)
                 progress.told(cell)
         for cell, pruned in by_peer(folder, net, seed, peer, data):
@@ -146,6 +147,12 @@ def judge(folder: Path, cell: Cell, graph: GraphModule, data: Data, *, recover: 
 def accuracies(graph: GraphModule, data: Data) -> dict[str, float]:
     splits = {"select": data.select, "verify": data.verify}
     return {name: float(score(graph, split, data.task.metric).mean()) for name, split in splits.items()}
+
+
+def by_us(graph: GraphModule, method: str, ratio: float, task: Task) -> GraphModule:
+    """What trimtab makes of the original."""
+    settings = Prune(ratio, round_to=1, samples=SAMPLES, **OURS[method])
+    return settings.apply(graph, settings.plan(graph, task), Tools(task=task))
 
 
 def by_peer(folder: Path, net: str, seed: int, peer: Path, data: Data) -> Iterator[tuple[Cell, GraphModule]]:

@@ -68,6 +68,7 @@ def mean_reciprocal_rank(queries: Tensor, texts: Tensor) -> float:
         queries: [N, D].
         texts: [N, D], in the same order.
 
+    >>> import torch
     >>> mean_reciprocal_rank(torch.eye(2), torch.tensor([[1.0, 0.0], [2.0, 1.0]]))
     0.75
     """

@@ -64,8 +64,11 @@ def paired(rows: Rows, net: str, ratio: float, phase: str) -> Paired:
     def best(side: list[str]) -> str:
         return max(side, key=lambda name: mean(accuracies(rows, net, name, ratio, phase, "select").values()))
 
-    theirs = [name for name in methods if name.startswith(PEER)]
-    ours, peer = best([name for name in methods if name not in theirs]), best(theirs)
+    # A method that has not seen every seed yet cannot be compared by its mean.
+    counts = {name: len(accuracies(rows, net, name, ratio, phase)) for name in methods}
+    whole = [name for name in methods if counts[name] == max(counts.values())]
+    theirs = [name for name in whole if name.startswith(PEER)]
+    ours, peer = best([name for name in whole if name not in theirs]), best(theirs)
     first, second = (accuracies(rows, net, name, ratio, phase) for name in (ours, peer))
     differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     spread = stdev(differences) if len(differences) > 1 else 0.0

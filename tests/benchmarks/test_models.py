@@ -150,4 +150,4 @@ def test_a_missing_tokenizer_names_the_command(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_examples_in_docstrings() -> None:
-    assert doctest.testmod(docstrings) == (0, 1)
+    assert doctest.testmod(docstrings) == (0, 2)

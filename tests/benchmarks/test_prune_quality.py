@@ -42,6 +42,11 @@ def test_the_best_is_chosen_on_select_and_compared_seed_by_seed() -> None:
     assert one.interval == pytest.approx(4.303 * 0.01 / 3**0.5, rel=1e-3)
 
 
+def test_a_method_without_all_seeds_is_not_compared() -> None:
+    rows = [*ROWS, row("lucky", 0, 0.99)]
+    assert report.paired(rows, "N", 0.5, "raw").ours == "magnitude"
+
+
 def test_words_of_a_difference() -> None:
     assert dataclasses.replace(report.paired(ROWS, "N", 0.5, "raw"), mean=-0.1).word == "worse"
     assert report.Paired("a", "b", 0.01, 0.1, 2, 3).word == "no difference seen"
@@ -103,16 +108,23 @@ def test_one_cell_from_cut_to_figures(tmp_path: Path) -> None:
         data,
         select=data.select.batch(slice(0, 40)),
         verify=data.verify.batch(slice(0, 60)),
-        recovery=dataclasses.replace(data.recovery, train=data.recovery.train.batch(slice(0, 128))),
+        recovery=dataclasses.replace(data.recovery, train=data.recovery.train.batch(slice(0, 640))),
     )
+<<<<<<< HEAD
+    torch.manual_seed(0)
     net = NETS["ResNet-20"]((4, 4, 4), repeats=1)  # type: ignore[call-arg]
+=======
+    net = NETS["ResNet-20"]((6, 8, 8), repeats=1)  # type: ignore[call-arg]
+>>>>>>> models
     graph = capture(net, tiny.verify.batch(slice(0, 2)).inputs)
-    cell = Cell("ResNet-20", 0, "obs", 0.5)
-    prune_quality.judge(tmp_path, cell, graph, tiny, recover=RECOVERY, cut_seconds=1.0)
+    pruned = prune_quality.by_us(graph, "magnitude", 0.4, tiny.task)
+    cell = Cell("ResNet-20", 0, "magnitude", 0.4)
+    prune_quality.judge(tmp_path, cell, pruned, tiny, recover=RECOVERY, cut_seconds=1.0)
     (found,) = [cells.read_json(path) for path in tmp_path.glob("*.json")]
-    assert found["params"] == sum(p.numel() for p in net.parameters())
+    assert found["params"] == sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in net.parameters())
     assert 0 <= found["raw"]["verify"] <= 1
-    assert found["recovered"] != found["raw"]
+    assert found["recovered"].keys() == found["raw"].keys()
+    assert all(0 <= value <= 1 for value in found["recovered"].values())
     assert found["macs"] > 0
 
 
