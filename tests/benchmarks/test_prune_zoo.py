@@ -90,7 +90,7 @@ def test_what_cannot_be_captured_is_told(tmp_path: Path) -> None:
 def test_a_model_that_takes_too_long_is_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     worker.run_many("trimtab", ["hand:slow"], tmp_path, settings=["quick"], limit=0.5, commit="abc", make=make_net)
     got = json.loads(worker.record_path(tmp_path, "trimtab", "hand:slow", "quick").read_text(encoding="utf-8"))
-    assert got["died"].startswith("exit code -9: ")
+    assert got["died"].startswith("exit code -9, limit 0.5 s: ")
     assert "[1/1] trimtab hand:slow: 0 of 6" in capsys.readouterr().out
 
 
