@@ -110,12 +110,7 @@ def test_one_cell_from_cut_to_figures(tmp_path: Path) -> None:
         verify=data.verify.batch(slice(0, 60)),
         recovery=dataclasses.replace(data.recovery, train=data.recovery.train.batch(slice(0, 640))),
     )
-<<<<<<< HEAD
-    torch.manual_seed(0)
-    net = NETS["ResNet-20"]((4, 4, 4), repeats=1)  # type: ignore[call-arg]
-=======
     net = NETS["ResNet-20"]((6, 8, 8), repeats=1)  # type: ignore[call-arg]
->>>>>>> models
     graph = capture(net, tiny.verify.batch(slice(0, 2)).inputs)
     pruned = prune_quality.by_us(graph, "magnitude", 0.4, tiny.task)
     cell = Cell("ResNet-20", 0, "magnitude", 0.4)
