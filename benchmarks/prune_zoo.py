@@ -112,6 +112,8 @@ def write_table(settings: argparse.Namespace, models: Sequence[str]) -> None:
         *_head(ours, theirs, models),
         *totals(ours, theirs, models),
         "",
+        "Each row counts for itself: a model that could not be cut may still run and train.",
+        "",
         "## Every model",
         "",
         *rows(ours, theirs, models),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -111,7 +112,8 @@ def failures(records: Mapping[str, Record], models: Sequence[str], *, longest: i
         failed = [(column, why) for column, why in columns.items() if why is not True]
         if failed:
             more = f"; also {', '.join(column for column, _ in failed[1:])}" if failed[1:] else ""
-            why = " ".join(str(failed[0][1]).split())[:longest].replace("|", "\\|")
+            text = re.sub(r"/\S*/site-packages/", "", " ".join(str(failed[0][1]).split()))
+            why = text[:longest].replace("|", "\\|")
             lines.append(f"- {model}: {failed[0][0]}: `{why}`{more}")
     return lines or ["None."]
 

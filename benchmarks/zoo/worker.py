@@ -88,7 +88,9 @@ def run_many(
             if process.is_alive():
                 process.kill()
                 process.join()
-            shown.append(_closed(path, half, model, setting, commit, process.exitcode))
+            shown.append(
+                _closed(path, half, model, setting, commit, f"exit code {process.exitcode}, limit {limit:g} s")
+            )
             # What does not end hangs before its setting matters: the rival walks the same dependencies for each.
             if "died" in shown[-1] or all(value is True for value in shown[-1]["columns"].values()):
                 break
@@ -98,7 +100,7 @@ def run_many(
         print(f"[{at + 1}/{len(models)}] {half} {model}: {good} of {columns}; about {left:.0f} min left", flush=True)
 
 
-def _closed(path: Path, half: str, model: str, setting: str, commit: str, code: int | None) -> dict[str, Any]:
+def _closed(path: Path, half: str, model: str, setting: str, commit: str, end: str) -> dict[str, Any]:
     """The record of a process that has ended; one that did not come to its end says so."""
     columns = dict.fromkeys(importlib.import_module(f"zoo.half_{half}").COLUMNS, "not reached")
     empty = {"half": half, "model": model, "setting": setting, "commit": commit, "columns": columns}
@@ -106,7 +108,7 @@ def _closed(path: Path, half: str, model: str, setting: str, commit: str, code: 
     if not record.get("ended"):
         log = path.with_suffix(".log")
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-        record["died"] = f"exit code {code}: {' '.join(said[-1:])[:500]}"
+        record["died"] = f"{end}: {' '.join(said[-1:])[:500]}"
         write_record(path, record)
     return record
 

@@ -90,7 +90,7 @@ def test_what_cannot_be_captured_is_told(tmp_path: Path) -> None:
 def test_a_model_that_takes_too_long_is_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     worker.run_many("trimtab", ["hand:slow"], tmp_path, settings=["quick"], limit=0.5, commit="abc", make=make_net)
     got = json.loads(worker.record_path(tmp_path, "trimtab", "hand:slow", "quick").read_text(encoding="utf-8"))
-    assert got["died"].startswith("exit code -9: ")
+    assert got["died"].startswith("exit code -9, limit 0.5 s: ")
     assert "[1/1] trimtab hand:slow: 0 of 6" in capsys.readouterr().out
 
 
@@ -157,14 +157,14 @@ def test_totals_are_of_the_models_that_export_and_that_both_tried() -> None:
 
 def test_the_results_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = prune_zoo.all_models()[:2]
-    columns = {**dict.fromkeys(table.OURS, True), "onnxruntime": "RuntimeFailed: no a | b"}
+    columns = {**dict.fromkeys(table.OURS, True), "onnxruntime": "RuntimeFailed: no a | b at /x/site-packages/y.py:3"}
     for name, mine in zip(names, (dict.fromkeys(table.OURS, True), columns), strict=True):
         worker.write_record(worker.record_path(tmp_path, "trimtab", name, "full"), record(name, columns=mine))
     results = tmp_path / "results.md"
     prune_zoo.main(["--work", str(tmp_path), "--table", str(results), "--only", *names])
     text = results.read_text(encoding="utf-8")
     assert f"| {names[0]} | 100 | yes | yes | yes | yes | yes | yes | -40 % | -50 % | 3 / 1 |" in text
-    assert f"- {names[1]}: onnxruntime: `RuntimeFailed: no a \\| b`" in text
+    assert f"- {names[1]}: onnxruntime: `RuntimeFailed: no a \\| b at y.py:3`" in text
     assert "6 groups were cut and 2 left whole (25 %):" in text
     assert str(tmp_path) not in text
     monkeypatch.setattr(prune_zoo, "run", lambda *_: pytest.fail("nothing is left to run"))
