@@ -72,7 +72,8 @@ def load_graph(folder: Path) -> GraphModule:
     """
     try:
         described = json.loads((folder / GRAPH_FILE).read_text(encoding="utf-8"))
-        tensors = load_tensors(folder / WEIGHTS_FILE)
+        # Copies: where a tensor lies in the file decides its alignment, and that which kernel rounds it.
+        tensors = {name: tensor.clone() for name, tensor in load_tensors(folder / WEIGHTS_FILE).items()}
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ArtifactError(
             f"Cannot read the graph in {folder}: {error}. Restore the folder or make it anew."
