@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from tests.nets import NETS, net
-from trimtab.compress.quantize import Quantize, QuantizePlan
+from trimtab.compress.quantize import Quantize, QuantizePlan, largest_level
 from trimtab.core import Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import capture, get_tensor
@@ -45,12 +45,12 @@ def test_answers_stay_close_and_weights_are_integers(name: str) -> None:
     assert plan.skipped == ()
 
 
-def test_weight_scales_are_the_largest_value_over_127_per_channel() -> None:
+def test_weight_scales_are_the_largest_value_over_the_largest_level_per_channel() -> None:
     module, _, plan, _ = quantized("mlp")
     weight = module.get_parameter("layers.0.weight")
     scales = next(w for w in plan.weights if w.weight == "layers.0.weight").scales
     for row, scale in zip(weight, scales, strict=True):
-        assert math.isclose(scale, row.abs().max().item() / 127, rel_tol=1e-6)
+        assert math.isclose(scale, row.abs().max().item() / largest_level(), rel_tol=1e-6)
 
 
 def test_activation_levels_agree_with_plain_arithmetic() -> None:
@@ -162,3 +162,13 @@ def test_a_shared_weight_is_left_in_float_and_listed() -> None:
     plan = Quantize(samples=64).plan(capture(SharedWeight(), (x,)), task_of(x))
     assert [skip.what for skip in plan.skipped] == ["int8 of linear", "int8 of linear_1"]
     assert [weight.weight for weight in plan.weights] == ["b.weight"]
+
+
+@pytest.mark.parametrize(
+    ("features", "level"), [(["avx2"], 63), (["avx2", "avx_vnni"], 127), (["avx2", "avx512_vnni"], 127), ([], 127)]
+)
+def test_weights_leave_room_where_kernels_saturate(
+    monkeypatch: pytest.MonkeyPatch, features: list[str], level: int
+) -> None:
+    monkeypatch.setattr("trimtab.compress.quantize.stamp", lambda: {"features": features})
+    assert largest_level() == level

@@ -21,6 +21,7 @@ from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor, set_tensor_, without_unread_
 from trimtab.graph.fold import fold_batchnorm
 from trimtab.graph.shapes import refresh_shapes_
+from trimtab.measure.machine import stamp
 
 importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operators below
 integer = torch.ops.quantized_decomposed
@@ -260,7 +261,13 @@ def _weight(graph: GraphModule, layer: Node) -> WeightScale:
     if not weight.is_floating_point():
         raise PlanError(f"The weight {name!r} holds integers already: give Quantize the model before quantization.")
     largest = weight.flatten(1).abs().amax(1).clamp_min(1e-8)
-    return WeightScale(layer.name, name, tuple((largest / 127).tolist()))
+    return WeightScale(layer.name, name, tuple((largest / largest_level()).tolist()))
+
+
+def largest_level() -> int:
+    """127; or 63 on x86 before VNNI, whose kernels add two 8-bit products in 16 bits: 2 * 255 * 63 still fits."""
+    features = stamp()["features"]
+    return 63 if "avx2" in features and not any("vnni" in feature for feature in features) else 127
 
 
 def _quantize_activation_(graph: GraphModule, node: Node, scale: ActivationScale) -> None:
