@@ -45,6 +45,15 @@ VISION = {
     "image_size": 32,
     "patch_size": 8,
 }
+SWIN = {
+    "image_size": 32,
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depths": [1, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
+}
+CONVNEXT = {"num_stages": 2, "hidden_sizes": [16, 32], "depths": [1, 2], "image_size": 32}
 BART = {
     "vocab_size": VOCAB,
     "d_model": 64,
@@ -341,39 +350,25 @@ ENTRIES: dict[str, Entry] = {
         "SwinForImageClassification",
         "SwinConfig",
         "image",
-        settings={
-            "image_size": 32,
-            "patch_size": 2,
-            "embed_dim": 16,
-            "depths": [1, 2],
-            "num_heads": [2, 4],
-            "window_size": 4,
-        },
+        settings=SWIN,
     ),
     "swinv2": Entry(
         "Swinv2ForImageClassification",
         "Swinv2Config",
         "image",
-        settings={
-            "image_size": 32,
-            "patch_size": 2,
-            "embed_dim": 16,
-            "depths": [1, 2],
-            "num_heads": [2, 4],
-            "window_size": 4,
-        },
+        settings=SWIN,
     ),
     "convnext": Entry(
         "ConvNextForImageClassification",
         "ConvNextConfig",
         "image",
-        settings={"num_stages": 2, "hidden_sizes": [16, 32], "depths": [1, 2], "image_size": 32},
+        settings=CONVNEXT,
     ),
     "convnextv2": Entry(
         "ConvNextV2ForImageClassification",
         "ConvNextV2Config",
         "image",
-        settings={"num_stages": 2, "hidden_sizes": [16, 32], "depths": [1, 2], "image_size": 32},
+        settings=CONVNEXT,
     ),
     "resnet": Entry(
         "ResNetForImageClassification",

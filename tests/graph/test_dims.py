@@ -81,6 +81,9 @@ def test_place_is_index_arithmetic() -> None:
     place = Place(3, 12, (Block(0, ((2, 6),), 2),))
     assert place.indices(1) == (2, 3, 8, 9)
     assert place.mask((0, 2)).tolist() == [True, True, False, False, True, True] * 2
+    beside = Place(3, 15, (*place.blocks, Block(12, (), 1)))
+    for one in (place, beside):
+        assert one.table().shape == (one.size, one.indices_of_one)
 
 
 @given(st.lists(st.sampled_from([2, 3, 4]), min_size=1, max_size=4), st.data())

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,12 +52,6 @@ class Budget:
     def limits(self) -> dict[str, float]:
         """What is limited, and to which fraction."""
         return {name: getattr(self, name) for name in QUANTITIES if getattr(self, name) is not None}
-
-
-class Term(Protocol):
-    """A part of a cost that depends on some groups."""
-
-    def groups(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)

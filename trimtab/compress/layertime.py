@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from trimtab.graph.calls import arguments
+from trimtab.graph.calls import arguments, position
 from trimtab.graph.cost import CONVOLUTIONS, NOTHING, Contraction, Gone, Sizes, contractions, for_one_sample
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
@@ -78,7 +78,7 @@ def _filled(node: Node, made: dict[Node, Any]) -> tuple[tuple[Any, ...], dict[st
         a = arguments(node)
         x, weight = made[a["input"]], made[a["weight"]]
         groups = x.shape[x.ndim - weight.ndim + 1] // weight.shape[1]
-        at = [argument.name for argument in node.target._schema.arguments].index("groups")  # type: ignore[union-attr]
+        at = position(node, "groups")
         args = (*args[:at], groups, *args[at + 1 :]) if at < len(args) else args
     return args, kwargs
 

@@ -26,6 +26,7 @@ from trimtab.compress.layertime import LayerTimes
 from trimtab.compress.tables import table
 from trimtab.core import Skip, Split, Task, Tools
 from trimtab.errors import PlanError
+from trimtab.graph.atoms import merged_masks
 from trimtab.graph.capture import capture
 from trimtab.graph.cost import Contraction, Gone, Product, Sizes, contractions, parameters
 from trimtab.graph.dims import Group, Role, groups
@@ -304,7 +305,7 @@ class Prune:
 
     def _step(self, group: Group) -> int:
         # The width is what a runtime sees: a group may be a factor of it, e.g. in a grouped convolution.
-        factor = math.gcd(*(use.place.table().shape[1] for use in group.uses if use.role == "producer")) or 1
+        factor = math.gcd(*(use.place.indices_of_one for use in group.uses if use.role == "producer")) or 1
         return self.round_to // math.gcd(self.round_to, factor) if group.size * factor >= 2 * self.round_to else 1
 
     def _allowed(self, group: Group) -> list[int]:
@@ -383,17 +384,19 @@ def _priced(
     """The draft with its cuts, each with what it loses and frees beside those before it."""
     prices = _Prices(sizes, LayerTimes(sizes) if timed else None)
     cuts, gone = [], dict.fromkeys((group.name for group in chosen), 0)
-    gone_before: Gone = dict(gone)
+    whole = before = prices.total(gone)
     for group, channels in zip(chosen, kept, strict=True):
-        gone = {**gone_before, group.name: group.size - len(channels)}
-        params, macs, ms = prices.freed(gone_before, gone)
+        gone[group.name] = group.size - len(channels)
+        after = prices.total(gone)
+        params, macs = before[0] - after[0], before[1] - after[1]
+        ms = None if before[2] is None or after[2] is None else before[2] - after[2]
         values = scores[group.name].values
         total = float(values.sum())
         lost = 1 - float(values[list(channels)].sum()) / total if total else 0.0
         slices = _slices(group, gone)
         cuts.append(Cut(group.name, group.size, channels, slices, lost, scores[group.name].by, params, macs, ms))
-        gone_before = gone
-    params, macs, ms = prices.total({})
+        before = after
+    params, macs, ms = whole
     return replace(draft, cuts=tuple(cuts), params=params, macs=macs, ms=ms)
 
 
@@ -403,7 +406,7 @@ def _slices(group: Group, gone: Gone) -> tuple[Slice, ...]:
             use.name,
             use.dim,
             use.place.width,
-            use.place.width - use.place.table().shape[1] * gone[group.name],
+            use.place.width - use.place.indices_of_one * gone[group.name],
             use.role,
         )
         for use in group.uses
@@ -424,20 +427,12 @@ class _Prices:
         macs = sum(one.macs(gone) for one in self._contractions)
         return params, macs, self._times.ms(gone) if self._times else None
 
-    def freed(self, before: Gone, after: Gone) -> tuple[int, int, float | None]:
-        """What the channels that are gone after, and were not before, took."""
-        old, new = self.total(before), self.total(after)
-        ms = None if old[2] is None or new[2] is None else old[2] - new[2]
-        return old[0] - new[0], old[1] - new[1], ms
-
 
 def _kept_outputs(graph: GraphModule, plan: PrunePlan, known: dict[str, Group]) -> dict[str, Tensor]:
     """For each layer to re-solve, True at its outputs that are still there."""
-    masks: dict[tuple[str, int], Tensor] = {}
-    for one in plan.cuts:
-        for use in known[one.group].uses:
-            mask, at = use.place.mask(one.kept), (use.name, use.dim)
-            masks[at] = masks[at] & mask if at in masks else mask
+    masks = merged_masks(
+        ((use.name, use.dim), use.place, one.kept) for one in plan.cuts for use in known[one.group].uses
+    )
     nodes = {node.name: node for node in graph.graph.nodes}
     layers = [layer_of(graph, nodes[name]) for name in plan.compensated]
     return {

@@ -115,7 +115,8 @@ class Quantize:
             scales[node] = (
                 ActivationScale(node.name, *_fields(scales[source])) if source else _activation(node.name, seen[node])
             )
-        weights = tuple(_weight(folded, layer) for layer in layers)
+        level = largest_level()
+        weights = tuple(_weight(folded, layer, level) for layer in layers)
         return QuantizePlan(tuple(scales.values()), weights, skipped)
 
     def apply(self, graph: GraphModule, plan: QuantizePlan, tools: Tools) -> GraphModule:
@@ -253,7 +254,7 @@ def _activation(name: str, values: Tensor) -> ActivationScale:
     return min((at(1 - step / 40) for step in range(20)), key=error)
 
 
-def _weight(graph: GraphModule, layer: Node) -> WeightScale:
+def _weight(graph: GraphModule, layer: Node, level: int) -> WeightScale:
     name = str(layer.args[1].target)  # type: ignore[union-attr]
     weight = get_tensor(graph, name).detach()
     if not weight.isfinite().all():
@@ -261,7 +262,7 @@ def _weight(graph: GraphModule, layer: Node) -> WeightScale:
     if not weight.is_floating_point():
         raise PlanError(f"The weight {name!r} holds integers already: give Quantize the model before quantization.")
     largest = weight.flatten(1).abs().amax(1).clamp_min(1e-8)
-    return WeightScale(layer.name, name, tuple((largest / largest_level()).tolist()))
+    return WeightScale(layer.name, name, tuple((largest / level).tolist()))
 
 
 def largest_level() -> int:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import sympy  # type: ignore[import-untyped]
 import torch
@@ -59,6 +59,11 @@ class Place:
     width: int
     blocks: tuple[Block, ...]
 
+    @property
+    def indices_of_one(self) -> int:
+        """How many indices along the dim belong to each channel."""
+        return sum(math.prod(count for count, _ in block.outer) * block.inner for block in self.blocks)
+
     def table(self) -> Tensor:
         """The indices along the dim that belong to each channel, [size, indices of a channel], rising in each row."""
         columns = []
@@ -78,6 +83,22 @@ class Place:
         mask = torch.ones(self.width, dtype=torch.bool)
         mask[self.table()[gone].flatten()] = False
         return mask
+
+
+Key = TypeVar("Key")
+
+
+def merged_masks(cuts: Iterable[tuple[Key, Place, Sequence[int]]]) -> dict[Key, Tensor]:
+    """For each key, a dim in which several places may lie: True where nothing of any place goes.
+
+    Args:
+        cuts: (key, place, the channels of the place that are kept).
+    """
+    masks: dict[Key, Tensor] = {}
+    for key, place, kept in cuts:
+        mask = place.mask(kept)
+        masks[key] = masks[key] & mask if key in masks else mask
+    return masks
 
 
 class Atoms:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -109,7 +110,7 @@ class Sizes:
     def _parts(self, dim: Dim) -> tuple[tuple[str, int], ...]:
         places = self._flow.atoms.places(dim)
         own = {leaf: self._groups[leaf] for leaf in places if leaf in self._groups}
-        return tuple((name, places[leaf].table().shape[1]) for leaf, name in own.items())
+        return tuple((name, places[leaf].indices_of_one) for leaf, name in own.items())
 
 
 def contractions(sizes: Sizes) -> tuple[Contraction, ...]:
@@ -175,13 +176,9 @@ def _conv(sizes: Sizes, node: Node) -> tuple[Product, ...]:
     return (Product(times, (*positions[: -num_spatial - 1], *weight[:2])),)
 
 
-def _matmul(sizes: Sizes, node: Node) -> tuple[Product, ...]:
-    first = arguments(node)[node.target._schema.arguments[0].name]  # type: ignore[union-attr]
-    return (Product(1, (*sizes.of(node), sizes.of(first)[-1])),)
-
-
-def _add_matmul(sizes: Sizes, node: Node) -> tuple[Product, ...]:
-    first = arguments(node)[node.target._schema.arguments[1].name]  # type: ignore[union-attr]
+def _matmul(sizes: Sizes, node: Node, *, at: int) -> tuple[Product, ...]:
+    """Argument `at` is the first matrix."""
+    first = arguments(node)[node.target._schema.arguments[at].name]  # type: ignore[union-attr]
     return (Product(1, (*sizes.of(node), sizes.of(first)[-1])),)
 
 
@@ -247,8 +244,8 @@ CONVOLUTIONS = (
 COUNTED: dict[Any, Callable[[Sizes, Node], tuple[Product, ...]]] = {
     aten.linear.default: _linear,
     **dict.fromkeys(CONVOLUTIONS, _conv),
-    **dict.fromkeys((aten.matmul.default, aten.mm.default, aten.bmm.default), _matmul),
-    **dict.fromkeys((aten.addmm.default, aten.baddbmm.default), _add_matmul),
+    **dict.fromkeys((aten.matmul.default, aten.mm.default, aten.bmm.default), partial(_matmul, at=0)),
+    **dict.fromkeys((aten.addmm.default, aten.baddbmm.default), partial(_matmul, at=1)),
     aten.scaled_dot_product_attention.default: _attention,
     aten.einsum.default: _einsum,
     aten.lstm.input: _recurrent,

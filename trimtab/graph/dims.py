@@ -168,6 +168,10 @@ class Flow:
         """State that an argument of `node`, or an item of it, counts indices of `dim` from its start."""
         self.constants.append((node, argument, item, dim))
 
+    def first(self, node: Node) -> Dims:
+        """The dims of the first argument of a call."""
+        return self.dims[arguments(node)[node.target._schema.arguments[0].name]]  # type: ignore[union-attr]
+
     def argument(self, node: Node, argument: str, item: int | None) -> Dims:
         """The dims of an argument, or of an item of it."""
         given = arguments(node)[argument]

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from trimtab.graph.dims import Flow
 
 
-def _one(flow: Flow, node: Node) -> Dims:
-    """The dims of the op's first argument."""
-    return flow.dims[arguments(node)[node.target._schema.arguments[0].name]]  # type: ignore[union-attr]
-
-
 def _listed(given: Any, ndim: int) -> list[int]:
     """The dims that an argument names, counted from the front; all if it names none."""
     dims = [given] if isinstance(given, int) else (given or range(ndim))
@@ -31,7 +26,7 @@ def _listed(given: Any, ndim: int) -> list[int]:
 def reshape(flow: Flow, node: Node, *, sizes: str | None = None, first: str | None = None) -> Dims | None:
     """Dims split, merge, come and go; argument `sizes` holds the new sizes, those of dim `first` onwards."""
     a = arguments(node)
-    x = _one(flow, node)
+    x = flow.first(node)
     out = flow.atoms.regroup(tuple(atom for dim in x for atom in dim), flow.shape(node))
     if out is None:
         return None
@@ -52,28 +47,28 @@ def _sizes(flow: Flow, node: Node, argument: str, out: Dims, *, start: int = 0) 
 
 def permute(flow: Flow, node: Node) -> Dims | None:
     """Dims change places."""
-    x = _one(flow, node)
+    x = flow.first(node)
     return tuple(x[dim] for dim in arguments(node)["dims"])
 
 
 def transpose(flow: Flow, node: Node) -> Dims | None:
     """Two dims change places."""
     a = arguments(node)
-    x = list(_one(flow, node))
+    x = list(flow.first(node))
     x[a["dim0"]], x[a["dim1"]] = x[a["dim1"]], x[a["dim0"]]
     return tuple(x)
 
 
 def reverse_dims(flow: Flow, node: Node) -> Dims | None:
     """All dims in the opposite order, or the last two."""
-    x = _one(flow, node)
+    x = flow.first(node)
     return tuple(reversed(x)) if "mT" not in str(node.target) else (*x[:-2], x[-1], x[-2])
 
 
 def move_dims(flow: Flow, node: Node) -> Dims | None:
     """Some dims move to other places, the rest keep their order."""
     a = arguments(node)
-    x = _one(flow, node)
+    x = flow.first(node)
     sources, targets = _listed(a["source"], len(x)), _listed(a["destination"], len(x))
     rest = iter(dim for dim in range(len(x)) if dim not in sources)
     return tuple(x[sources[targets.index(d)] if d in targets else next(rest)] for d in range(len(x)))
@@ -116,7 +111,7 @@ def stack(flow: Flow, node: Node) -> Dims | None:
 def split(flow: Flow, node: Node) -> tuple[Dims, ...] | None:
     """A dim is read as dims of the given sizes laid end to end."""
     a = arguments(node)
-    x = _one(flow, node)
+    x = flow.first(node)
     d, sizes = a["dim"] % len(x), a["split_sizes"]
     if not all(isinstance(size, int) for size in sizes):
         return None
@@ -136,7 +131,7 @@ def pick(flow: Flow, node: Node) -> Dims | None:
 
 def unbind(flow: Flow, node: Node) -> tuple[Dims, ...] | None:
     """A dim is taken apart: it stays."""
-    x = _one(flow, node)
+    x = flow.first(node)
     d = arguments(node)["dim"] % len(x)
     flow.atoms.freeze((x[d],), f"{node.name} takes it apart")
     return ((*x[:d], *x[d + 1 :]),) * len(node.meta["val"])
@@ -144,7 +139,7 @@ def unbind(flow: Flow, node: Node) -> tuple[Dims, ...] | None:
 
 def select(flow: Flow, node: Node) -> Dims | None:
     """One index of a dim, which stays."""
-    x = _one(flow, node)
+    x = flow.first(node)
     d = arguments(node)["dim"] % len(x)
     flow.atoms.freeze((x[d],), f"{node.name} takes one index of it")
     return (*x[:d], *x[d + 1 :])
@@ -153,7 +148,7 @@ def select(flow: Flow, node: Node) -> Dims | None:
 def slices(flow: Flow, node: Node) -> Dims | None:
     """Some indices of a dim, start ... end: they become a term of it; or every step-th, which become a factor."""
     a = arguments(node)
-    x = _one(flow, node)
+    x = flow.first(node)
     d = a["dim"] % len(x)
     width, out = flow.atoms.width(x[d]), flow.shape(node)[d]
     if width == out and a["step"] == 1:
@@ -195,7 +190,7 @@ def _strided(flow: Flow, node: Node, dim: Dim, start: int, step: int, length: in
 
 def expand(flow: Flow, node: Node, *, sizes: str | None = "size") -> Dims | None:
     """Dims of size 1 are repeated, and new ones come in front: each is an atom that no weight has."""
-    x = _one(flow, node)
+    x = flow.first(node)
     shape = flow.shape(node)
     padded = ((),) * (len(shape) - len(x)) + x
     out = tuple(dim or flow.atoms.new(size) for dim, size in zip(padded, shape, strict=True))
@@ -206,7 +201,7 @@ def expand(flow: Flow, node: Node, *, sizes: str | None = "size") -> Dims | None
 
 def repeat(flow: Flow, node: Node) -> Dims | None:
     """Each dim is laid end to end a number of times, which stays."""
-    x = _one(flow, node)
+    x = flow.first(node)
     counts = arguments(node)[node.target._schema.arguments[1].name]  # type: ignore[union-attr]
     if not all(isinstance(count, int) for count in counts):
         return None
@@ -220,7 +215,7 @@ def repeat(flow: Flow, node: Node) -> Dims | None:
 def repeat_each(flow: Flow, node: Node) -> Dims | None:
     """Each index of a dim is repeated a number of times in a row, which stays."""
     a = arguments(node)
-    x = _one(flow, node)
+    x = flow.first(node)
     if not isinstance(a["repeats"], int) or a["dim"] is None:
         return None
     d, count = a["dim"] % len(x), flow.atoms.new(a["repeats"])
@@ -233,7 +228,7 @@ def repeat_each(flow: Flow, node: Node) -> Dims | None:
 def pad(flow: Flow, node: Node) -> Dims | None:
     """What is laid before and after a dim stays."""
     a = arguments(node)
-    x = list(_one(flow, node))
+    x = list(flow.first(node))
     for place, (before, after) in enumerate(zip(a["pad"][::2], a["pad"][1::2], strict=True)):
         d = len(x) - 1 - place
         if before == after == 0:
@@ -251,7 +246,7 @@ def pad(flow: Flow, node: Node) -> Dims | None:
 
 def moved_along(flow: Flow, node: Node) -> Dims | None:
     """Indices of some dims change places: those stay."""
-    x = _one(flow, node)
+    x = flow.first(node)
     dims = _listed(arguments(node)["dims"], len(x))
     flow.atoms.freeze([x[dim] for dim in dims], f"{node.name} moves along it")
     return x
@@ -260,7 +255,7 @@ def moved_along(flow: Flow, node: Node) -> Dims | None:
 def index(flow: Flow, node: Node) -> Dims | None:
     """Rows picked by index tensors on dims that stand side by side; these stay, and the indices' dims come in."""
     a = arguments(node)
-    x, indices = _one(flow, node), a["indices"]
+    x, indices = flow.first(node), a["indices"]
     places = [place for place, one in enumerate(indices) if one is not None]
     if not places or places != list(range(places[0], places[-1] + 1)):
         return None
@@ -273,7 +268,7 @@ def index(flow: Flow, node: Node) -> Dims | None:
 
 def index_select(flow: Flow, node: Node) -> Dims | None:
     """Some indices of a dim, which stays."""
-    x = _one(flow, node)
+    x = flow.first(node)
     d = arguments(node)["dim"] % len(x)
     why = f"{node.name} picks from it"
     flow.atoms.freeze((x[d],), why)
@@ -283,7 +278,7 @@ def index_select(flow: Flow, node: Node) -> Dims | None:
 def gather(flow: Flow, node: Node) -> Dims | None:
     """An index along one dim, which stays, for every place in the others."""
     a = arguments(node)
-    x, picked = _one(flow, node), flow.dims[a["index"]]
+    x, picked = flow.first(node), flow.dims[a["index"]]
     d = a["dim"] % len(x)
     flow.atoms.freeze((x[d], picked[d]), f"{node.name} picks from it")
     for place, (ours, theirs) in enumerate(zip(x, picked, strict=True)):
@@ -294,7 +289,7 @@ def gather(flow: Flow, node: Node) -> Dims | None:
 
 def pixel_shuffle(flow: Flow, node: Node) -> Dims | None:
     """[.., C*r*r, H, W] -> [.., C, H*r, W*r]."""
-    x, r = _one(flow, node), arguments(node)["upscale_factor"]
+    x, r = flow.first(node), arguments(node)["upscale_factor"]
     parts = flow.atoms.regroup(x[-3], (flow.atoms.width(x[-3]) // (r * r), r * r))
     if parts is None:
         return None
@@ -305,7 +300,7 @@ def pixel_shuffle(flow: Flow, node: Node) -> Dims | None:
 
 def pixel_unshuffle(flow: Flow, node: Node) -> Dims | None:
     """[.., C, H*r, W*r] -> [.., C*r*r, H, W]."""
-    x, r = _one(flow, node), arguments(node)["downscale_factor"]
+    x, r = flow.first(node), arguments(node)["downscale_factor"]
     why = f"{node.name} moves space into it"
     inner = flow.atoms.new(r * r)
     flow.atoms.freeze((inner, *x[-2:]), why)
@@ -314,7 +309,7 @@ def pixel_unshuffle(flow: Flow, node: Node) -> Dims | None:
 
 def channel_shuffle(flow: Flow, node: Node) -> Dims | None:
     """[B, G*c, ...] -> [B, c*G, ...]."""
-    x, groups = _one(flow, node), arguments(node)["groups"]
+    x, groups = flow.first(node), arguments(node)["groups"]
     parts = flow.atoms.regroup(x[1], (groups, flow.atoms.width(x[1]) // groups))
     if parts is None:
         return None
@@ -324,7 +319,7 @@ def channel_shuffle(flow: Flow, node: Node) -> Dims | None:
 
 def windows(flow: Flow, node: Node) -> Dims | None:
     """Windows along a dim, which stays; a last dim for the window's width comes in."""
-    x = _one(flow, node)
+    x = flow.first(node)
     d = arguments(node)["dimension"] % len(x)
     why = f"{node.name} takes windows of it"
     flow.atoms.freeze((x[d],), why)
@@ -334,7 +329,7 @@ def windows(flow: Flow, node: Node) -> Dims | None:
 
 def image_to_columns(flow: Flow, node: Node) -> Dims | None:
     """[B, C, H, W] -> [B, C*k*k, positions]."""
-    x = _one(flow, node)
+    x = flow.first(node)
     kernel = arguments(node)["kernel_size"]
     why = f"{node.name} takes windows of it"
     inner = flow.atoms.new(kernel[0] * kernel[1])

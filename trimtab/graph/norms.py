@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from trimtab.graph.dims import Flow
 
 
-def _one(flow: Flow, node: Node) -> Dims:
-    return flow.dims[arguments(node)[node.target._schema.arguments[0].name]]  # type: ignore[union-attr]
-
-
 def batch_norm(flow: Flow, node: Node) -> Dims | None:
     """Per channel (dim 1); in train mode its statistics run over all other dims."""
     a = arguments(node)
@@ -63,7 +59,7 @@ def layer_norm(flow: Flow, node: Node) -> Dims | None:
 
 def along(flow: Flow, node: Node) -> Dims | None:
     """One dim is mixed and stays: softmax, cumulative sums, sorting."""
-    x = _one(flow, node)
+    x = flow.first(node)
     flow.atoms.freeze((x[arguments(node)["dim"]],), f"{node.name} runs along it")
     return x
 
@@ -76,7 +72,7 @@ def along_twice(flow: Flow, node: Node) -> tuple[Dims, ...] | None:
 
 def top(flow: Flow, node: Node) -> tuple[Dims, ...] | None:
     """The k largest along a dim, which stays, and their places."""
-    x = _one(flow, node)
+    x = flow.first(node)
     d = arguments(node)["dim"] % len(x)
     count = flow.atoms.new(node.meta["val"][0].shape[d])
     flow.atoms.freeze((x[d], count), f"{node.name} ranks along it")
@@ -86,7 +82,7 @@ def top(flow: Flow, node: Node) -> tuple[Dims, ...] | None:
 
 def last_two(flow: Flow, node: Node) -> Dims | None:
     """A triangle of each matrix: both of its dims stay."""
-    x = _one(flow, node)
+    x = flow.first(node)
     flow.atoms.freeze(x[-2:], f"{node.name} takes a triangle of it")
     return x
 
@@ -102,7 +98,7 @@ def prelu(flow: Flow, node: Node) -> Dims | None:
 
 def pool(flow: Flow, node: Node, *, spatial: int) -> Dims | None:
     """Per channel; mixes the last `spatial` dims."""
-    x = _one(flow, node)
+    x = flow.first(node)
     why = f"{node.name} pools over it"
     flow.atoms.freeze(x[-spatial:], why)
     return (*x[:-spatial], *flow.fresh(node, why=why)[-spatial:])
@@ -110,7 +106,7 @@ def pool(flow: Flow, node: Node, *, spatial: int) -> Dims | None:
 
 def per_channel(flow: Flow, node: Node) -> Dims | None:
     """Per sample and channel (dims 0 and 1); whatever happens to the other dims, they stay."""
-    x = _one(flow, node)
+    x = flow.first(node)
     why = f"{node.name} moves in it"
     for source in node.all_input_nodes[1:]:
         flow.atoms.freeze(flow.dims.get(source, ()), why)
@@ -136,7 +132,7 @@ def mean(flow: Flow, node: Node) -> Dims | None:
 
 def reduce(flow: Flow, node: Node) -> Dims | None:
     """Reduced dims stay: a mean over fewer channels is another mean."""
-    x = _one(flow, node)
+    x = flow.first(node)
     reduced = _reduced(node, len(x))
     flow.atoms.freeze([x[dim] for dim in reduced], f"{node.name} reduces it")
     return _kept(node, x, reduced)
@@ -150,7 +146,7 @@ def reduce_twice(flow: Flow, node: Node) -> tuple[Dims, ...] | None:
 
 def add_up(flow: Flow, node: Node) -> Dims | None:
     """A sum is a contraction: channels that are cut count as zero."""
-    x = _one(flow, node)
+    x = flow.first(node)
     reduced = _reduced(node, len(x))
     for dim in reduced:
         flow.read(node, "self", dim, x[dim])

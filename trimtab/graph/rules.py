@@ -108,7 +108,7 @@ def filled(flow: Flow, node: Node) -> Dims | None:
 
 def like_first(flow: Flow, node: Node) -> Dims | None:
     """In the shape of the first argument, whatever the others are."""
-    return flow.dims[node.all_input_nodes[0]]
+    return flow.first(node)
 
 
 def size_read(flow: Flow, node: Node) -> Dims | None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from trimtab.errors import PlanError
+from trimtab.graph.atoms import merged_masks
 from trimtab.graph.calls import arguments, position, set_argument_
 from trimtab.graph.capture import get_tensor
 from trimtab.graph.compare import CHECK_BATCH, disagreement
@@ -74,12 +75,11 @@ def _sliced(graph: GraphModule, chosen: Chosen) -> GraphModule:
 
 
 def _rewrite_constants_(pruned: GraphModule, chosen: Chosen) -> None:
-    masks: dict[tuple[str, str, int | None], Tensor] = {}
-    for group, channels in chosen:
-        for constant in group.constants:
-            at = (constant.node, constant.argument, constant.item)
-            mask = constant.place.mask(channels)
-            masks[at] = masks[at] & mask if at in masks else mask
+    masks = merged_masks(
+        ((constant.node, constant.argument, constant.item), constant.place, channels)
+        for group, channels in chosen
+        for constant in group.constants
+    )
     nodes = {node.name: node for node in pruned.graph.nodes}
     for (name, argument, item), mask in masks.items():
         old = arguments(nodes[name])[argument]
@@ -92,11 +92,9 @@ def _rewrite_constants_(pruned: GraphModule, chosen: Chosen) -> None:
 
 def _keep_divisors_(pruned: GraphModule, chosen: Chosen) -> None:
     """Let every mean over cut channels divide by as many as before."""
-    masks: dict[tuple[str, int], Tensor] = {}
-    for group, channels in chosen:
-        for read in group.means:
-            mask = read.place.mask(channels)
-            masks[read.node, read.dim] = masks[read.node, read.dim] & mask if (read.node, read.dim) in masks else mask
+    masks = merged_masks(
+        ((read.node, read.dim), read.place, channels) for group, channels in chosen for read in group.means
+    )
     nodes = {node.name: node for node in pruned.graph.nodes}
     for (name, _), mask in masks.items():
         node = nodes[name]
@@ -107,11 +105,9 @@ def _keep_divisors_(pruned: GraphModule, chosen: Chosen) -> None:
 
 def _slice_tensors_(pruned: GraphModule, chosen: Chosen) -> None:
     masks: dict[str, dict[int, Tensor]] = {}
-    for group, channels in chosen:
-        for use in group.uses:
-            dims = masks.setdefault(use.name, {})
-            mask = use.place.mask(channels)
-            dims[use.dim] = dims[use.dim] & mask if use.dim in dims else mask
+    uses = (((use.name, use.dim), use.place, channels) for group, channels in chosen for use in group.uses)
+    for (name, dim), mask in merged_masks(uses).items():
+        masks.setdefault(name, {})[dim] = mask
     originals = {name: get_tensor(pruned, name) for name in masks}
     aliases: dict[int, list[str]] = {}
     for name in dict.fromkeys(str(node.target) for node in pruned.graph.nodes if node.op == "get_attr"):
