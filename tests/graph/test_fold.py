@@ -151,3 +151,21 @@ def test_weights_that_are_only_moved_or_shared_stay_computed() -> None:
     assert fold_weights(graph) == (graph, ())
     plain = capture(nn.Sequential(nn.Linear(6, 3)), (torch.randn(4, 6),))
     assert fold_weights(plain) == (plain, ())
+
+
+def test_a_weight_that_is_a_piece_of_a_parameter_is_folded() -> None:
+    class Piece(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both = nn.Parameter(torch.randn(6, 4))
+            self.last = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(nn.functional.linear(x, self.both[:3]))
+
+    x = torch.randn(3, 4)
+    graph = capture(Piece(), (x,))
+    folded, names = fold_weights(graph)
+    assert names == ("both",)
+    assert torch.equal(folded(x), graph(x))
+    assert folded.get_parameter("both").shape == (3, 4)

@@ -21,7 +21,10 @@ from trimtab.graph.shapes import refresh_shapes_
 aten = torch.ops.aten
 FOLDABLE = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
 WEIGHTED = (*FOLDABLE, aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-MOVES = ("view", "reshape", "permute", "transpose", "t", "alias", "detach", "contiguous", "clone", "to")
+MOVES = {
+    getattr(aten, name)
+    for name in ["view", "reshape", "permute", "transpose", "t", "alias", "detach", "contiguous", "clone", "to"]
+}
 
 
 def fold_weights(graph: GraphModule) -> tuple[GraphModule, tuple[str, ...]]:
@@ -65,7 +68,7 @@ def _computed(layer: Node) -> set[Node]:
     fixed = all(part.op in ("get_attr", "call_function") and part.target != TRAINING for part in parts)
     own = all(user in parts or (part is weight and user is layer) for part in parts for user in part.users)
     reads = any(part.op == "get_attr" for part in parts)
-    moves = all(part.op == "get_attr" or str(part.target).split(".")[1] in MOVES for part in parts if own)
+    moves = all(part.op == "get_attr" or getattr(part.target, "overloadpacket", None) in MOVES for part in parts)
     return parts if fixed and own and reads and not moves else set()
 
 
