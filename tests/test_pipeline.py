@@ -155,6 +155,18 @@ def test_nothing_better_is_a_fail_that_saves_the_nearest_miss(tmp_path: Path) ->
     assert tt.load(tmp_path / "r" / "artifact").run(task.select.inputs[0].numpy()).shape == (300, 10)
 
 
+def test_what_is_sure_without_training_is_not_trained(tmp_path: Path) -> None:
+    model, task = small.make()
+    cut = tt.Prune(ratio=0.25, importance="obs")
+    recipes = (tt.Recipe((cut,)), tt.Recipe((cut, tt.Distill(epochs=99))))
+    goal = tt.Goal("size_bytes", keep=0.8)
+    result = tt.optimize(model, task, target=small.TARGET, goal=goal, run=tmp_path / "r", recipes=recipes, quiet=True)
+    assert result.verdict.word == "PASS"
+    told = next(skip["why"] for skip in result.evidence["skipped"] if skip["what"] == recipes[1].name)
+    assert "nothing to recover by training" in told
+    assert not list((tmp_path / "r" / "built").glob("*distill*"))
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_in_the_same_verdict(run: Path, tmp_path: Path) -> None:
     root = Path(tt.__file__).parent.parent

@@ -33,12 +33,12 @@ from trimtab.report.terminal import Progress
 from trimtab.runtimes import RUNTIMES, supported
 from trimtab.runtimes.evaluate import Exported, export_checked
 from trimtab.runtimes.trial import Bench, arrays, held_against, try_free, try_one
-from trimtab.search.space import best_free, candidates, eligible, worth_trying
+from trimtab.search.space import SURE, best_free, candidates, eligible, unrecovered, worth_trying
 from trimtab.search.study import Study
 from trimtab.train.loop import fit, score
 from trimtab.train.precision import pick_precision
 
-HOPELESS = 0.001
+HOPELESS = 0.05
 FREE_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
@@ -179,6 +179,8 @@ def attempt(
         RunError: the run's folder cannot be written.
     """
     held = job.held
+    if needless := _needless(job, recipe):
+        return Tried(recipe, skipped=(needless,))
     tools = Tools(report=job.show.step, folder=str(held.folder / "work"))
     try:
         built = build(recipe, original, job.task, once_folder=held.once_folder, tools=tools)
@@ -203,6 +205,16 @@ def attempt(
         trials=tuple(outcome.trial for outcome in outcomes if outcome.trial),
         skipped=(*skipped, *left_out, *(skip for outcome in outcomes for skip in outcome.skipped)),
     )
+
+
+def _needless(job: Job, recipe: Recipe) -> Skip | None:
+    """Why training to recover is left out: the same recipe without it was screened, and is sure enough as it is."""
+    cheaper = unrecovered(recipe)
+    if cheaper is None or not job.held.has(name := f"screens/{key(cheaper)}"):
+        return None
+    chance = chance_to_pass(job.held.read(name, Drop), num_verify=len(job.task.verify))
+    why = f"{cheaper.name} keeps the quality with a chance of {chance:.2f}: there is nothing to recover by training"
+    return Skip(recipe.name, why) if chance >= SURE else None
 
 
 def _screen(bench: Bench, built: Built) -> Drop:

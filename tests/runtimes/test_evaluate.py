@@ -65,6 +65,8 @@ def test_a_race_gives_each_its_latencies_memory_and_answers(tmp_path: Path) -> N
         assert found["latency_ms"].low <= found["latency_ms"].value <= found["latency_ms"].high
         assert found["size_bytes"].value == sum(path.stat().st_size for path in (tmp_path / name).iterdir())
         assert found["memory_bytes"].value == own.peak_bytes > 10_000_000
+    only = race(files, inputs, target=Target(), rounds=1, asked={"two"})
+    assert (len(only["one"].answers), len(only["two"].answers)) == (1, len(want))
 
 
 def raced(ms: float, peak_bytes: int) -> Raced:

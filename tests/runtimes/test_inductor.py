@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.runtimes.inductor import in_batches_of
+from trimtab.runtimes.inductor import in_batches_of, num_threads
 
 
 @given(batch_size=st.integers(1, 7), size=st.integers(1, 20))
@@ -22,3 +24,13 @@ def test_any_number_of_samples_goes_through_in_order(batch_size: int, size: int)
     answers = in_batches_of(batch_size, call)((a, b))
     assert np.array_equal(answers, a * 10 + b[:, 0])
     assert set(seen) == {(batch_size, batch_size)}
+
+
+def test_threads_are_lent_and_given_back() -> None:
+    before = torch.get_num_threads()
+    with num_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with pytest.raises(KeyError), num_threads(before + 1):
+        raise KeyError
+    assert torch.get_num_threads() == before

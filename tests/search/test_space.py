@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from trimtab.compress.distill import Distill
 from trimtab.compress.recipes import default_recipes
-from trimtab.core import Drop, Goal, Measurement, Ratio, Target, Trial
-from trimtab.search.space import best_free, candidates, choose, worth_trying
+from trimtab.core import Drop, Goal, Measurement, Ratio, Recipe, Target, Trial
+from trimtab.search.space import best_free, candidates, choose, unrecovered, worth_trying
 
 
 def trial(ident: str, ms: float, *, diff: float = 0.0, gain: float | None = None, runtime: str = "eager") -> Trial:
@@ -29,7 +30,7 @@ def test_the_space_has_every_recipe_in_every_runtime() -> None:
     recipes = default_recipes()
     names = [recipe.name for recipe in recipes]
     assert len(set(names)) == len(names) == 9
-    assert "prune .5 + distill + int8" in names
+    assert "prune .5 by obs + distill + int8" in names
     found = candidates(recipes, {"onnxruntime": "fp32", "openvino": "bf16"})
     assert len(found) == 18
     assert {c.precision for c in found if c.recipe.name.endswith("int8")} == {"int8"}
@@ -37,7 +38,7 @@ def test_the_space_has_every_recipe_in_every_runtime() -> None:
 
 
 def test_slow_runtimes_are_left_out_with_the_reason() -> None:
-    free = [trial("a", 1.0, runtime="openvino"), trial("b", 1.9, runtime="onnxruntime"), trial("c", 9.0)]
+    free = [trial("a", 1.0, runtime="openvino"), trial("b", 1.4, runtime="onnxruntime"), trial("c", 9.0)]
     floats, integers = default_recipes()[1], default_recipes()[0]
     kept, skipped = worth_trying(integers, free, [], "latency_ms")
     assert list(kept) == ["openvino", "onnxruntime"]
@@ -50,8 +51,17 @@ def test_slow_runtimes_are_left_out_with_the_reason() -> None:
     kept, skipped = worth_trying(integers, free, measured, "latency_ms")
     assert list(kept) == ["openvino"]
     assert "its first int8 trial costs 1.7 times" in skipped[1].why
-    kept, _ = worth_trying(floats, free, measured, "latency_ms")
-    assert list(kept) == ["openvino"], "floats go by the free baselines"
+    kept, _ = worth_trying(floats, [trial("a", 1.0, runtime="openvino"), trial("b", 1.2)], measured, "latency_ms")
+    assert list(kept) == ["openvino", "eager"], "floats do not go by what integers did"
+    kept, _ = worth_trying(floats, free, [replace(one, precision="fp32") for one in measured], "latency_ms")
+    assert list(kept) == ["openvino"]
+
+
+def test_what_is_left_of_a_recipe_without_training() -> None:
+    by_name = {recipe.name: recipe for recipe in default_recipes()}
+    assert unrecovered(by_name["prune .5 by obs + distill + int8"]) == by_name["prune .5 by obs + int8"]
+    assert unrecovered(by_name["prune .5 by obs"]) is None
+    assert unrecovered(Recipe((Distill(),))) is None, "nothing else is left"
 
 
 def test_the_best_free_baseline_keeps_the_quality_and_is_allowed() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,15 +66,17 @@ def race(
     *,
     target: Target,
     rounds: int,
+    asked: Collection[str] | None = None,
     report: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Raced]:
-    """Time all contestants in turn, each in its own fresh process; then have each answer all `inputs`.
+    """Time all contestants in turn, each in its own fresh process; then have those that are asked answer all `inputs`.
 
     Args:
         contestants: name -> file.
         inputs: [N, ...] each; the first batch of the target's size is what is timed.
         target: batch size and threads.
         rounds: blocks of each contestant, at least.
+        asked: whose answers are wanted; of the others only the first is computed. Default: all.
         report: is told of progress.
     """
     with ExitStack() as stack:
@@ -84,8 +86,10 @@ def race(
         timings = interleave({name: process.time for name, process in served.items()}, rounds=rounds, report=report)
         # The memory is read before the large batches that only the comparison of answers needs.
         peaks = {name: process.peak_bytes() for name, process in served.items()}
+        first = tuple(x[:1] for x in inputs)
+        questions = {name: inputs if asked is None or name in asked else first for name in served}
         return {
-            name: Raced(timings[name], peaks[name], process.run(inputs, batch_size=CHUNK))
+            name: Raced(timings[name], peaks[name], process.run(questions[name], batch_size=CHUNK))
             for name, process in served.items()
         }
 

@@ -6,8 +6,10 @@ ResNet at batch 1. The number of threads is compiled in as well. Cost: 10 to 30 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +63,7 @@ class Inductor:
         served = cast(graph, torch.bfloat16) if precision == "bf16" else graph
         settings = {"freezing": True, "cpp.threads": threads}
         # Freezing is skipped without a word where gradients are on.
-        with exporting(self.name), torch.no_grad():
+        with exporting(self.name), torch.no_grad(), num_threads(threads):
             program = exported_program(served, batch_size=batch_size)
             # Into memory: where the disk is full, torch's own writer of files ends the whole process.
             package = io.BytesIO()
@@ -82,6 +84,23 @@ class Inductor:
                 return package(*map(torch.from_numpy, inputs)).numpy()  # type: ignore[no-any-return]
 
         return in_batches_of(read_signature(folder).batch_size, call)
+
+
+@contextlib.contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Let torch have `count` threads for a while.
+
+    oneDNN packs frozen weights for the threads it has then; a process with others packs them anew at every call, which
+    made a small CNN on AVX2 ten times slower.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def in_batches_of(batch_size: int, call: Call) -> Call:

@@ -73,7 +73,8 @@ def try_one(bench: Bench, free: Exported, own: Exported, *, recipe: str) -> Tria
     """One candidate's file: its quality on `select`, and its race against the best free baseline."""
     split = bench.task.select
     started = time.perf_counter()
-    raced = race({"free": free, "own": own}, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS)
+    files = {"free": free, "own": own}
+    raced = race(files, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS, asked={"own"})
     own_scores = scores(bench.task.metric, raced["own"].answers, split.targets)
     return Trial(
         id=own.folder.name,

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from trimtab.core import Candidate, Goal, Precision, Recipe, Skip, Target, Trial
 
 RISK = 0.2
-SLOW, SLOW_INTEGERS = 1.25, 2.0
+# From this chance on, training to recover quality is not worth its time.
+SURE = 0.95
+LEARNING = ("distill", "fine-tune")
+SLOW, SLOW_INTEGERS, SLOW_TRIAL = 1.25, 1.5, 1.1
 
 
 def candidates(recipes: Iterable[Recipe], precisions: Mapping[str, Precision]) -> list[Candidate]:
@@ -27,14 +30,20 @@ def quantizes(recipe: Recipe) -> bool:
     return any(method.name == "int8" for method in recipe.methods)
 
 
+def unrecovered(recipe: Recipe) -> Recipe | None:
+    """The recipe without the steps that recover quality by training; None if it has no such step, or nothing else."""
+    left = tuple(method for method in recipe.methods if method.name not in LEARNING)
+    return Recipe(left) if left and left != recipe.methods else None
+
+
 def worth_trying(
     recipe: Recipe, free: Iterable[Trial], measured: Iterable[Trial], minimise: str
 ) -> tuple[dict[str, Precision], tuple[Skip, ...]]:
     """The runtimes to try `recipe` in, each with its precision, and those left out with the reason.
 
-    A recipe that stays in floating point goes where a free baseline costs at most 1.25 times the best one. The first
-    that quantizes goes where it costs at most twice the best, since integers may gain more in one runtime than in
-    another; those after it where the first cost at most 1.25 times the best.
+    Floats go where a free baseline costs at most 1.25 times the best one, integers where it costs at most 1.5 times,
+    since they may gain more in one runtime than in another. Where a recipe of the same kind was tried before, the
+    first of them tells more: where it cost over 1.1 times the best, its kind is tried no more.
 
     Args:
         recipe: what is to be served.
@@ -47,11 +56,11 @@ def worth_trying(
     precisions: dict[str, Precision] = {}
     for trial in ranked:
         precisions.setdefault(trial.runtime, trial.precision)
-    integers = [trial for trial in measured if trial.precision == "int8"]
-    first = [trial for trial in integers if trial.recipe == integers[0].recipe]
-    slow = _slow(ranked, costs, SLOW_INTEGERS if quantizes(recipe) else SLOW, f"in {minimise} its best free baseline")
-    if quantizes(recipe):
-        slow |= _slow(first, {trial.id: 1 / gained(trial) for trial in first}, SLOW, "its first int8 trial")
+    kind, limit = ("int8", SLOW_INTEGERS) if quantizes(recipe) else ("floating-point", SLOW)
+    same = [trial for trial in measured if (trial.precision == "int8") == quantizes(recipe)]
+    first = [trial for trial in same if trial.recipe == same[0].recipe]
+    slow = _slow(ranked, costs, limit, f"in {minimise} its best free baseline")
+    slow |= _slow(first, {trial.id: 1 / gained(trial) for trial in first}, SLOW_TRIAL, f"its first {kind} trial")
     kept = {runtime: precision for runtime, precision in precisions.items() if runtime not in slow}
     return kept, tuple(slow.values())
 

@@ -37,7 +37,11 @@ class Study:
         if not file.exists():
             write_json(file, cattrs.unstructure(make()))
             self.log(f"ended {name}")
-        return cattrs.structure(read_json(file), kind)
+        return self.read(name, kind)
+
+    def read(self, name: str, kind: type[T]) -> T:
+        """The value of the step `name`, which has ended."""
+        return cattrs.structure(read_json(self._file(name)), kind)
 
     def once_folder(self, name: str, make: Callable[[Path], Any]) -> Path:
         """The folder of the step `name`, filled by `make` unless it has ended."""

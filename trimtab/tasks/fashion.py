@@ -73,7 +73,7 @@ def fashion() -> tuple[nn.Module, Task]:
         split: (normalised(arrays[f"{split}_images"]), arrays[f"{split}_labels"])
         for split in ("train", "select", "verify")
     }
-    fit = Fit(epochs=10, lr=5e-3, batch_size=64, weight_decay=0.05, warmup=0.1)
+    fit = Fit(epochs=6, lr=6e-3, batch_size=100, weight_decay=0.05, warmup=0.1)
     task = task_from_pairs("fashion", **pairs, fit=fit, augment=shifted, labels=LABELS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -15,13 +15,14 @@ from trimtab.tasks.check import evaluating
 MIN_GAIN = 1.05
 # A 1 x 1 convolution of fewer channels must not train in channels last: see `breaks_in_channels_last`.
 MIN_CHANNELS_OF_1X1 = 8
-ROUNDS = 5
+ROUNDS, FAR_SLOWER = 5, 2.0
 
 
 def pick_precision(model: nn.Module, inputs: tuple[Tensor, ...]) -> Literal["fp32", "bf16"]:
     """bf16 autocast if it makes a forward and backward pass more than 5 % faster, else fp32.
 
-    The two are timed in turn, on a copy, and their medians compared. Cost: 12 passes.
+    The two are timed in turn, on a copy, and their medians compared. Cost: 12 passes; 4 where bf16 takes far longer
+    than fp32, as on CPUs that emulate it.
 
     Args:
         model: returns one tensor; left as it was.
@@ -34,6 +35,8 @@ def pick_precision(model: nn.Module, inputs: tuple[Tensor, ...]) -> Literal["fp3
             for _ in range(ROUNDS + 1):
                 for bf16, spent in seconds.items():
                     spent.append(_seconds(trial, inputs, bf16=bf16))
+                if seconds[True][1:] and seconds[True][1] > FAR_SLOWER * seconds[False][1]:
+                    return "fp32"
         except RuntimeError:
             # An operation without a bf16 kernel; fp32 is the one that must run, and the training loop will tell.
             return "fp32"
