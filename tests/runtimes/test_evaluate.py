@@ -24,6 +24,10 @@ from trimtab.runtimes.eager import Eager
 from trimtab.runtimes.evaluate import Exported, Raced, export_checked, gain_over, measurements, race, usable
 
 
+def children() -> set[str]:
+    return {pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
+
+
 def graph_and_inputs(*, seed: int = 0) -> tuple[GraphModule, tuple[np.ndarray, ...]]:
     module, x = net("mlp", seed=seed)
     return capture(module, (x,)), (x.numpy(),)
@@ -67,6 +71,10 @@ def test_a_race_gives_each_its_latencies_memory_and_answers(tmp_path: Path) -> N
         assert found["memory_bytes"].value == own.peak_bytes > 10_000_000
     only = race(files, inputs, target=Target(), rounds=1, asked={"two"})
     assert (len(only["one"].answers), len(only["two"].answers)) == (1, len(want))
+    before = children()
+    with pytest.raises(RuntimeFailed, match="was exported for eager"):
+        race(files | {"three": Exported("onnxruntime", "fp32", files["one"].folder)}, inputs, target=Target(), rounds=1)
+    assert children() == before, "those that had started were ended"
 
 
 def raced(ms: float, peak_bytes: int) -> Raced:

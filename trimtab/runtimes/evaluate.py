@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def race(
         report: is told of progress.
     """
     with ExitStack() as stack:
-        served = {name: stack.enter_context(_serve(exported, target)) for name, exported in contestants.items()}
+        served = _serve_all(contestants, target, stack)
         for process in served.values():
             process.set_example(tuple(x[: target.batch_size] for x in inputs))
         timings = interleave({name: process.time for name, process in served.items()}, rounds=rounds, report=report)
@@ -94,8 +95,18 @@ def race(
         }
 
 
-def _serve(exported: Exported, target: Target) -> Served:
-    return Served(exported.runtime, exported.folder, precision=exported.precision, threads=target.threads)
+def _serve_all(contestants: Mapping[str, Exported], target: Target, stack: ExitStack) -> dict[str, Served]:
+    """A process for each, loading side by side; `stack` ends those that started, also where another could not."""
+
+    def serve(one: Exported) -> Served:
+        return Served(one.runtime, one.folder, precision=one.precision, threads=target.threads)
+
+    with ThreadPoolExecutor() as pool:
+        starting = {name: pool.submit(serve, exported) for name, exported in contestants.items()}
+    for started in starting.values():
+        if started.exception() is None:
+            stack.enter_context(started.result())
+    return {name: started.result() for name, started in starting.items()}
 
 
 def measurements(raced: Raced, exported: Exported) -> tuple[Measurement, ...]:
