@@ -138,6 +138,15 @@ def projections(width: int, *, keys: int | None = None) -> dict[str, nn.Module]:
     return {"q": nn.Linear(6, width), "k": nn.Linear(6, keys), "v": nn.Linear(6, keys), "o": nn.Linear(width, 3)}
 
 
+def experts(m: nn.Module, x: Tensor) -> Tensor:
+    """A mixture of gated experts, two for each sample, as batched matrix products."""
+    score, chosen = m.router(x).topk(2, dim=-1)
+    each = x[:, None].expand(-1, 2, -1).reshape(-1, 6, 1)
+    gate, up = torch.bmm(m.up[0][chosen.flatten()], each).squeeze(-1).chunk(2, dim=-1)
+    y = torch.bmm(m.down[0][chosen.flatten()], (F.silu(gate) * up)[..., None]).squeeze(-1)
+    return m.head((y.reshape(-1, 2, 5) * torch.softmax(score, -1)[..., None]).sum(1))
+
+
 ROWS = {
     "attention": Row(separate, lambda: projections(20), (7, 6), {"q": 4, "q#2": 5, "v": 5}),
     "attention, fused": Row(
@@ -317,6 +326,17 @@ ROWS = {
         lambda: {"a": nn.Linear(6, 9), "b": nn.Linear(9, 3)},
         (5, 6),
         {"a": 9},
+    ),
+    "experts that a router picks": Row(
+        experts,
+        lambda: {
+            "router": nn.Linear(6, 4),
+            "up": nn.ParameterList([torch.randn(4, 20, 6)]),
+            "down": nn.ParameterList([torch.randn(4, 5, 10)]),
+            "head": nn.Linear(5, 3),
+        },
+        (6,),
+        {"up.0": 10, "down.0": 5},
     ),
     "prelu": Row(
         lambda m, x: m.c(m.p(m.a(x))).mean((2, 3)),

@@ -91,21 +91,31 @@ def contract(flow: Flow, node: Node, operands: list[Operand], out: str) -> Dims:
     for argument, item, source, letters in operands:
         parameter, order = _parameter(source)
         for d, letter in enumerate(letters):
+            own = order[d]
             if letter not in out:
-                flow.role(parameter, order[d], "consumer")
+                if own is not None:
+                    flow.role(parameter, own, "consumer")
                 flow.read(node, argument, d, dims[letter], item=item)
-            elif parameter.op == "get_attr" and not set(letters) <= set(out):
-                flow.role(parameter, order[d], "producer")
+            elif parameter.op == "get_attr" and own is not None and not set(letters) <= set(out):
+                flow.role(parameter, own, "producer")
                 flow.write(node, parameter, dims[letter])
     return tuple(dims[letter] for letter in out)
 
 
-def _parameter(source: Node) -> tuple[Node, tuple[int, ...]]:
-    """The node that reads the parameter of which `source` is a transpose, and where its dims come from."""
+def _parameter(source: Node) -> tuple[Node, tuple[int | None, ...]]:
+    """The node that reads the parameter of which `source` is a transpose or some rows, and where its dims come from.
+
+    Rows picked by an index, as a mixture of experts picks the matrices of the experts that a token goes to, are counted
+    by a dim that the parameter has not: it comes from None.
+    """
     ndim = len(source.meta["val"].shape)
     if source.target in TRANSPOSES:
         inner, order = _parameter(source.args[0])  # type: ignore[arg-type]
         return inner, tuple(reversed(order))
+    if source.target == aten.index.Tensor and None not in (indices := source.args[1]):  # type: ignore[operator]
+        inner, order = _parameter(source.args[0])  # type: ignore[arg-type]
+        picked = len(indices)  # type: ignore[arg-type]
+        return inner, (*(None,) * (ndim - len(order) + picked), *order[picked:])
     return source, tuple(range(ndim))
 
 
