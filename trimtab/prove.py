@@ -16,7 +16,7 @@ from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE, Contender, Sto
 from trimtab.report.html import page
 from trimtab.runtimes.evaluate import gain_over, measurements, race
 from trimtab.runtimes.trial import FREE, arrays, held_against, scores
-from trimtab.search.space import best_free
+from trimtab.search.space import best_free, cost
 
 FINAL_ROUNDS = 24
 REPORT_FILE = "report.html"
@@ -69,12 +69,14 @@ def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> St
     metrics = {FREE: free[0].select.baseline}
     metrics |= {tried.recipe.name: tried.screen.candidate for tried in ended if tried.screen}
     seconds = {tried.recipe.name: tried.stages[-1].seconds for tried in ended if tried.stages}
+    by_latency = job.goal.minimise == "latency_ms"
+    raced_against = cost(best_free(free, job.goal, job.target), "latency_ms") if by_latency else None
     return Story(
         task=job.task,
         target=job.target,
         goal=job.goal,
         trials=trials,
-        steps=steps(names, metrics, seconds, trials, runtime=choice.runtime),
+        steps=steps(names, metrics, seconds, trials, runtime=choice.runtime, baseline_ms=raced_against),
         skipped=tuple(dict.fromkeys(skip for tried in ended for skip in tried.skipped)),
         command=job.command,
         folder=str(job.held.folder),

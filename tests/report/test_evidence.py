@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,3 +145,6 @@ def test_steps_take_their_figures_from_the_chosen_runtime() -> None:
     assert [row["metric"] for row in found] == [0.9, 0.6, 0.89]
     assert [row["seconds"] for row in found] == [0.0, 2.0, 30.0]
     assert steps(["x"], {}, {}, (), runtime="eager")[0]["metric"] is None
+    raced = (trials[0], replace(trials[2], gain=Ratio(3.0, 2.9, 3.1, 8)))
+    found = steps(names, metrics, {}, raced, runtime="openvino", baseline_ms=6.0)
+    assert [row["latency_ms"] for row in found] == [4.0, None, 2.0]

@@ -152,15 +152,20 @@ def steps(
     trials: Sequence[Trial],
     *,
     runtime: str,
+    baseline_ms: float | None = None,
 ) -> tuple[dict[str, Any], ...]:
     """What each step of the chosen recipe cost and gained; `names` are the recipes up to each step, in order.
 
-    Latency and size are of the step's own file in the chosen runtime, where one was measured.
+    Latency and size are of the step's own file in the chosen runtime, where one was measured. Each was measured in a
+    race of its own; given the latency of the baseline that all raced against, theirs are that over their gain, so that
+    a machine that was busier in one race does not show as a step's fault.
     """
     rows: list[dict[str, Any]] = []
     for name in names:
         own = [trial for trial in trials if trial.recipe == name and trial.runtime == runtime]
         named = {m.quantity: m.value for m in own[0].measurements} if own else {}
+        if own and own[0].gain and baseline_ms is not None:
+            named["latency_ms"] = baseline_ms / own[0].gain.value
         rows.append(
             {
                 "step": name.rpartition(" + ")[2],
