@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from tests.nets import NETS, net
-from trimtab.compress.quantize import Quantize, QuantizePlan, largest_level
+from trimtab.compress.observers import OBSERVERS, Observer
+from trimtab.compress.quantize import Quantize, QuantizePlan, usable_bits
 from trimtab.core import Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import capture, get_tensor
@@ -45,12 +46,12 @@ def test_answers_stay_close_and_weights_are_integers(name: str) -> None:
     assert plan.skipped == ()
 
 
-def test_weight_scales_are_the_largest_value_over_the_largest_level_per_channel() -> None:
+def test_weight_scales_are_the_largest_value_over_the_largest_integer_per_channel() -> None:
     module, _, plan, _ = quantized("mlp")
     weight = module.get_parameter("layers.0.weight")
     scales = next(w for w in plan.weights if w.weight == "layers.0.weight").scales
     for row, scale in zip(weight, scales, strict=True):
-        assert math.isclose(scale, row.abs().max().item() / largest_level(), rel_tol=1e-6)
+        assert math.isclose(scale, row.abs().max().item() / (2 ** (usable_bits() - 1) - 1), rel_tol=1e-6)
 
 
 def test_activation_levels_agree_with_plain_arithmetic() -> None:
@@ -165,10 +166,86 @@ def test_a_shared_weight_is_left_in_float_and_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("features", "level"), [(["avx2"], 63), (["avx2", "avx_vnni"], 127), (["avx2", "avx512_vnni"], 127), ([], 127)]
+    ("features", "bits"), [(["avx2"], 7), (["avx2", "avx_vnni"], 8), (["avx2", "avx512_vnni"], 8), ([], 8)]
 )
 def test_weights_leave_room_where_kernels_saturate(
-    monkeypatch: pytest.MonkeyPatch, features: list[str], level: int
+    monkeypatch: pytest.MonkeyPatch, features: list[str], bits: int
 ) -> None:
     monkeypatch.setattr("trimtab.compress.quantize.stamp", lambda: {"features": features})
-    assert largest_level() == level
+    assert usable_bits() == bits
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+@pytest.mark.parametrize("name", ["mlp", "resnet"])
+def test_every_observer_gives_a_plan_that_stays_close(observer: Observer, name: str) -> None:
+    module, x = net(name)
+    graph, task = capture(module, (x,)), task_of(x)
+    method = Quantize(samples=128, observer=observer)
+    plan = method.plan(graph, task)
+    data = task.select.inputs[0]
+    want = module(data)
+    assert ((method.apply(graph, plan, Tools())(data) - want).norm() / want.norm()).item() < 0.1
+    for scale in plan.activations:
+        assert scale.low - scale.scale <= -scale.zero_point * scale.scale
+        assert (255 - scale.zero_point) * scale.scale <= scale.high + scale.scale
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_weights_have_the_bits_that_were_asked_for(bits: int) -> None:
+    module, x = net("mlp")
+    graph, task = capture(module, (x,)), task_of(x)
+    method = Quantize(samples=64, weight_bits=bits)
+    plan = method.plan(graph, task)
+    quantized = method.apply(graph, plan, Tools())
+    assert {row["bits"] for row in plan.rows()} == {bits}
+    for weight in plan.weights:
+        assert get_tensor(quantized, f"{weight.weight.replace('.', '_')}_int8").abs().max() == 2 ** (bits - 1) - 1
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_corrected_biases_bring_back_the_mean_of_what_rounded_weights_give(name: str) -> None:
+    module, x = net(name)
+    graph, task = capture(module, (x,)), task_of(x)
+    data = task.train.inputs[0]
+    plain, corrected = (Quantize(samples=128, weight_bits=3, correct_bias=yes) for yes in (False, True))
+    plans = [method.plan(graph, task) for method in (plain, corrected)]
+    assert plans[0].weights == plans[1].weights
+    assert not plans[0].biases
+    assert [shift.layer for shift in plans[1].biases] == [weight.layer for weight in plans[1].weights]
+    means = [
+        method.apply(graph, plan, Tools())(data).mean(0) for method, plan in zip((plain, corrected), plans, strict=True)
+    ]
+    off, less = ((mean - module(data).mean(0)).norm().item() for mean in means)
+    assert less < 0.7 * off
+
+
+def test_a_bias_shift_is_the_lost_weight_times_the_mean_input() -> None:
+    layer = nn.Linear(6, 4, bias=False)
+    x = torch.rand(64, 6)
+    graph = capture(nn.Sequential(layer), (x,))
+    task = Task.of(
+        "t", train=(x, torch.arange(64) % 3), select=(x + 1, torch.arange(64)), verify=(x + 2, torch.arange(64))
+    )
+    method = Quantize(samples=64, weight_bits=3, correct_bias=True)
+    plan = method.plan(graph, task)
+    scales = torch.tensor(plan.weights[0].scales)[:, None]
+    rounded = (layer.weight / scales).round() * scales
+    want = (layer.weight - rounded) @ x.mean(0)
+    assert torch.allclose(torch.tensor(plan.biases[0].values), want, atol=1e-6)
+    shifted = method.apply(graph, plan, Tools())
+    without = plain_answers(graph, task)
+    assert torch.allclose(shifted(x) - without(x), want.expand(64, -1), atol=1e-6)
+
+
+def plain_answers(graph: GraphModule, task: Task) -> GraphModule:
+    method = Quantize(samples=64, weight_bits=3)
+    return method.apply(graph, method.plan(graph, task), Tools())
+
+
+def test_settings_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(
+        PlanError, match=r"there is none such; take one of \['minmax', 'percentile', 'mse', 'entropy'\]"
+    ):
+        Quantize(observer="best")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"int8 weights have 2 \.\.\. 8 bits"):
+        Quantize(weight_bits=9)

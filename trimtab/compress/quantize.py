@@ -1,8 +1,9 @@
 """Static int8 quantization as a plan of scales on the graph, emitted as quantize/dequantize pairs.
 
 Jacob et al. 2018 (affine integers), Nagel et al. 2021 (a white paper on quantization: per-channel weights, clipping by
-mean squared error). Differs: the plan is data and every runtime takes the same one; activations are unsigned and
-weights signed 8-bit, the pair that x86, NPUs and ONNX share. Cost: one pass over `samples` calibration inputs.
+mean squared error), Nagel et al. 2019 (bias correction, here with means from calibration data). Differs: the plan is
+data and every runtime takes the same one; activations are unsigned and weights signed 8-bit, the pair that x86, NPUs
+and ONNX share. Cost: one pass over `samples` calibration inputs, a second one to correct biases.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from trimtab.compress.observers import OBSERVERS, Observer, affine, extremes
 from trimtab.core import Skip, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor, set_tensor_, without_unread_
@@ -58,11 +60,20 @@ class ActivationScale:
 
 @dataclass(frozen=True)
 class WeightScale:
-    """Channel i (dim 0) of `weight` is round(w / scales[i]) in -127 ... 127."""
+    """Channel i (dim 0) of `weight` is round(w / scales[i]), an integer of `bits` bits, the least value left out."""
 
     layer: str
     weight: str
     scales: tuple[float, ...]
+    bits: int = 8
+
+
+@dataclass(frozen=True)
+class BiasShift:
+    """What is added to the bias of `layer`, per channel: by so much rounded weights move its outputs on average."""
+
+    layer: str
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -72,20 +83,45 @@ class QuantizePlan:
     activations: tuple[ActivationScale, ...]
     weights: tuple[WeightScale, ...]
     skipped: tuple[Skip, ...] = ()
+    biases: tuple[BiasShift, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per quantized layer."""
+        moved = {shift.layer: max(map(abs, shift.values)) for shift in self.biases}
         return [
-            {"layer": w.weight.removesuffix(".weight"), "channels": len(w.scales), "largest scale": max(w.scales)}
+            {
+                "layer": w.weight.removesuffix(".weight"),
+                "channels": len(w.scales),
+                "bits": w.bits,
+                "largest scale": max(w.scales),
+                "largest bias shift": moved.get(w.layer),
+            }
             for w in self.weights
         ]
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """Static int8: unsigned activations per tensor, signed weights per channel, calibrated on `samples` of `train`."""
+    """Static int8: unsigned activations per tensor, signed weights per channel, calibrated on `samples` of `train`.
+
+    Args:
+        samples: of the train split, for ranges and bias correction.
+        observer: which range of an activation its 256 levels cover; `observers.py` tells of each.
+        weight_bits: 2 ... 8 of the 8 bits that a weight is stored in. Default: 8, or 7 on x86 without VNNI, where
+            integer kernels saturate.
+        correct_bias: shift biases by what rounding the weights moves each channel's mean.
+    """
 
     samples: int = 512
+    observer: Observer = "mse"
+    weight_bits: int | None = None
+    correct_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.observer not in OBSERVERS:
+            raise PlanError(f"Quantize(observer={self.observer!r}): there is none such; take one of {list(OBSERVERS)}.")
+        if self.weight_bits is not None and not 2 <= self.weight_bits <= 8:
+            raise PlanError(f"Quantize(weight_bits={self.weight_bits}): int8 weights have 2 ... 8 bits.")
 
     @property
     def name(self) -> str:
@@ -108,16 +144,20 @@ class Quantize:
         if not layers:
             raise PlanError("Nothing to quantize: the graph has no convolution or linear layer with a fixed weight.")
         points, ties = _points(layers)
-        seen = _observe(folded, points, task.train.batch(slice(0, self.samples)).inputs)
+        inputs = task.train.batch(slice(0, self.samples)).inputs
+        seen = _observe(folded, points, inputs)
         scales: dict[Node, ActivationScale] = {}
         for node in points:
             source = ties.get(node)
             scales[node] = (
-                ActivationScale(node.name, *_fields(scales[source])) if source else _activation(node.name, seen[node])
+                ActivationScale(node.name, *_fields(scales[source]))
+                if source
+                else _activation(node.name, seen[node], self.observer)
             )
-        level = largest_level()
-        weights = tuple(_weight(folded, layer, level) for layer in layers)
-        return QuantizePlan(tuple(scales.values()), weights, skipped)
+        bits = self.weight_bits or usable_bits()
+        weights = tuple(_weight(folded, layer, bits) for layer in layers)
+        biases = _bias_shifts(folded, layers, weights, inputs) if self.correct_bias else ()
+        return QuantizePlan(tuple(scales.values()), weights, skipped, biases)
 
     def apply(self, graph: GraphModule, plan: QuantizePlan, tools: Tools) -> GraphModule:
         """A copy with integer weights and quantize/dequantize pairs where the plan says, in eval mode for good.
@@ -132,6 +172,8 @@ class Quantize:
             _quantize_activation_(quantized, nodes[activation.node], activation)
         for weight in plan.weights:
             _quantize_weight_(quantized, nodes[weight.layer], weight)
+        for shift in plan.biases:
+            _shift_bias_(quantized, nodes[shift.layer], shift)
         quantized.graph.eliminate_dead_code()
         quantized.recompile()
         return refresh_shapes_(without_unread_(quantized))
@@ -213,7 +255,7 @@ class _Observer(Interpreter):
 def _observe(graph: GraphModule, points: list[Node], inputs: tuple[Tensor, ...]) -> dict[Node, Tensor]:
     """For each point: its extremes and an even sample of its values over the calibration data, [at most 2^15 + 2]."""
     kept: dict[Node, list[Tensor]] = {node: [] for node in points}
-    batches = [tuple(x[start : start + 64] for x in inputs) for start in range(0, len(inputs[0]), 64)]
+    batches = _batches(inputs)
 
     def see(node: Node, value: Tensor) -> None:
         flat = value.detach().float().flatten()
@@ -226,35 +268,30 @@ def _observe(graph: GraphModule, points: list[Node], inputs: tuple[Tensor, ...])
     return {node: torch.cat(values) for node, values in kept.items()}
 
 
+def _batches(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+    return [tuple(x[start : start + 64] for x in inputs) for start in range(0, len(inputs[0]), 64)]
+
+
 def _fields(scale: ActivationScale) -> tuple[float, int, float, float]:
     return scale.scale, scale.zero_point, scale.low, scale.high
 
 
-def _activation(name: str, values: Tensor) -> ActivationScale:
-    """The affine scale whose clipped rounding has the least mean squared error among 20 shrunken ranges."""
+def _activation(name: str, values: Tensor, observer: Observer) -> ActivationScale:
+    """The affine scale of the range that the observer chooses."""
     if not values.isfinite().all():
         raise PlanError(
             f"Calibration found NaN or infinity in the value {name!r}. Check the weights and the calibration data."
         )
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    low, high = extremes(values)
     if low == high:
         raise PlanError(
             f"Calibration found only zeros in the value {name!r}, so it has no range. "
             "Use calibration data that is not constant, or leave the layers that read it out of the model."
         )
-
-    def at(shrink: float) -> ActivationScale:
-        scale = (high - low) * shrink / 255
-        return ActivationScale(name, scale, round(-low * shrink / scale), low, high)
-
-    def error(candidate: ActivationScale) -> float:
-        levels = (values / candidate.scale).round_().add_(candidate.zero_point).clamp_(0, 255)
-        return float((levels.sub_(candidate.zero_point).mul_(candidate.scale) - values).square_().mean())
-
-    return min((at(1 - step / 40) for step in range(20)), key=error)
+    return ActivationScale(name, *affine(*OBSERVERS[observer](values)), low, high)
 
 
-def _weight(graph: GraphModule, layer: Node, level: int) -> WeightScale:
+def _weight(graph: GraphModule, layer: Node, bits: int) -> WeightScale:
     name = str(layer.args[1].target)  # type: ignore[union-attr]
     weight = get_tensor(graph, name).detach()
     if not weight.isfinite().all():
@@ -262,13 +299,59 @@ def _weight(graph: GraphModule, layer: Node, level: int) -> WeightScale:
     if not weight.is_floating_point():
         raise PlanError(f"The weight {name!r} holds integers already: give Quantize the model before quantization.")
     largest = weight.flatten(1).abs().amax(1).clamp_min(1e-8)
-    return WeightScale(layer.name, name, tuple((largest / level).tolist()))
+    return WeightScale(layer.name, name, tuple((largest / _top(bits)).tolist()), bits)
 
 
-def largest_level() -> int:
-    """127; or 63 on x86 before VNNI, whose kernels add two 8-bit products in 16 bits: 2 * 255 * 63 still fits."""
+def _top(bits: int) -> int:
+    """The largest integer of so many bits, sign included."""
+    return int(2 ** (bits - 1)) - 1
+
+
+def usable_bits() -> int:
+    """8; or 7 on x86 before VNNI, whose kernels add two 8-bit products in 16 bits: 2 * 255 * 63 still fits."""
     features = stamp()["features"]
-    return 63 if "avx2" in features and not any("vnni" in feature for feature in features) else 127
+    return 7 if "avx2" in features and not any("vnni" in feature for feature in features) else 8
+
+
+def _levels(weight: Tensor, scale: WeightScale) -> tuple[Tensor, Tensor]:
+    """The integers of a weight, and its scales laid along dim 0."""
+    rows = torch.tensor(scale.scales).reshape(-1, *[1] * (weight.ndim - 1))
+    return (weight / rows).round().clamp(-_top(scale.bits), _top(scale.bits)), rows
+
+
+def _bias_shifts(
+    graph: GraphModule, layers: list[Node], weights: tuple[WeightScale, ...], inputs: tuple[Tensor, ...]
+) -> tuple[BiasShift, ...]:
+    """For each layer (W - rounded W) times the mean of its input, summed; borders of a convolution count as inside."""
+    means = _channel_means(graph, layers, inputs)
+    shifts = []
+    for layer, scale in zip(layers, weights, strict=True):
+        weight = get_tensor(graph, scale.weight).detach()
+        levels, rows = _levels(weight, scale)
+        lost = weight - levels * rows
+        lost = lost.flatten(2).sum(2) if lost.ndim > 2 else lost  # [out, in of a group]
+        num_groups = len(means[layer]) // lost.shape[1]
+        mean = means[layer].reshape(num_groups, 1, -1).expand(-1, len(lost) // num_groups, -1).reshape(lost.shape)
+        shifts.append(BiasShift(layer.name, tuple((lost * mean).sum(1).tolist())))
+    return tuple(shifts)
+
+
+def _channel_means(graph: GraphModule, layers: list[Node], inputs: tuple[Tensor, ...]) -> dict[Node, Tensor]:
+    """The mean of each channel of every layer's input over the calibration data, [in]."""
+    sums: dict[Node, Tensor] = {}
+    counts: dict[Node, int] = {}
+    read = {layer.args[0]: layer for layer in layers}
+
+    def see(node: Node, value: Tensor) -> None:
+        channel = value.ndim - 1 if read[node].target == aten.linear.default else 1
+        rows = value.detach().double().movedim(channel, -1).flatten(0, -2)
+        sums[node] = sums.get(node, 0) + rows.sum(0)
+        counts[node] = counts.get(node, 0) + len(rows)
+
+    with torch.inference_mode():
+        for batch in _batches(inputs):
+            _Observer(graph, read, see).run(*batch)  # type: ignore[arg-type]
+    return {layer: (sums[layer.args[0]] / counts[layer.args[0]]).float() for layer in layers}  # type: ignore[index]
 
 
 def _quantize_activation_(graph: GraphModule, node: Node, scale: ActivationScale) -> None:
@@ -283,13 +366,11 @@ def _quantize_activation_(graph: GraphModule, node: Node, scale: ActivationScale
 def _quantize_weight_(graph: GraphModule, layer: Node, scale: WeightScale) -> None:
     read = layer.args[1]
     assert isinstance(read, Node)
-    scales = torch.tensor(scale.scales)
-    weight = get_tensor(graph, scale.weight).detach()
-    rows = scales.reshape(-1, *[1] * (weight.ndim - 1))
-    levels = (weight / rows).round().clamp(-127, 127).to(torch.int8)
+    levels, rows = _levels(get_tensor(graph, scale.weight).detach(), scale)
+    scales = rows.flatten()
     stem = scale.weight.replace(".", "_")
     values = {
-        f"{stem}_int8": levels,
+        f"{stem}_int8": levels.to(torch.int8),
         f"{stem}_scale": scales,
         f"{stem}_zero": torch.zeros(len(scales), dtype=torch.int64),
     }
@@ -300,3 +381,16 @@ def _quantize_weight_(graph: GraphModule, layer: Node, scale: WeightScale) -> No
             reads.append(graph.graph.create_node("get_attr", name))
         real = graph.graph.call_function(integer.dequantize_per_channel.default, (*reads, 0, -127, 127, torch.int8))
     layer.replace_input_with(read, real)
+
+
+def _shift_bias_(graph: GraphModule, layer: Node, shift: BiasShift) -> None:
+    """Give the layer a bias of its own that is moved; other layers may read the one that it had."""
+    values = torch.tensor(shift.values)
+    held = layer.args[2] if len(layer.args) > 2 else None
+    if isinstance(held, Node):
+        values = values + get_tensor(graph, str(held.target)).detach()
+    name = f"{layer.name}_bias"
+    set_tensor_(graph, name, values)
+    with graph.graph.inserting_before(layer):
+        read = graph.graph.create_node("get_attr", name)
+    layer.args = (*layer.args[:2], read, *layer.args[3:])

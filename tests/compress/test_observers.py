@@ -1,0 +1,54 @@
+"""The ranges that observers choose, on values whose best range is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from trimtab.compress.observers import LEVELS, OBSERVERS, Observer, affine
+
+
+def rounded(values: Tensor, low: float, high: float) -> Tensor:
+    scale, zero = affine(low, high)
+    return ((values / scale).round() + zero).clamp(0, LEVELS).sub(zero) * scale
+
+
+@given(low=st.floats(-100, -0.01), high=st.floats(0.01, 100))
+def test_zero_is_a_level_and_both_ends_are_reached(low: float, high: float) -> None:
+    scale, zero = affine(low, high)
+    assert 0 <= zero <= LEVELS
+    assert rounded(torch.zeros(1), low, high).item() == 0
+    ends = torch.tensor([low, high])
+    assert (rounded(ends, low, high) - ends).abs().max().item() <= scale
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+@pytest.mark.parametrize("kind", ["normal", "one-sided", "uniform", "few"])
+def test_a_range_lies_within_the_extremes_and_holds_zero(observer: Observer, kind: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    normal = torch.randn(20_000, generator=draw)
+    values = {"normal": normal, "one-sided": normal.relu(), "uniform": torch.rand(999, generator=draw) - 2}.get(
+        kind, torch.tensor([0.0, 0.5, 3.0])
+    )
+    low, high = OBSERVERS[observer](values)
+    assert min(0, values.min().item()) - 1e-6 <= low <= 0 <= high <= max(0, values.max().item()) + 1e-6
+    assert low < high
+
+
+def test_a_far_outlier_is_clipped_by_all_but_minmax() -> None:
+    values = torch.randn(30_000, generator=torch.Generator().manual_seed(0))
+    values[0] = 30.0
+    highs = {name: OBSERVERS[name](values)[1] for name in OBSERVERS}
+    assert highs["minmax"] == 30
+    assert max(highs[name] for name in ("percentile", "entropy")) < 20
+    errors = {name: (rounded(values, *OBSERVERS[name](values)) - values).square().mean().item() for name in OBSERVERS}
+    assert errors["mse"] <= min(errors["minmax"], errors["entropy"])
+
+
+def test_uniform_values_are_not_clipped() -> None:
+    values = torch.rand(30_000, generator=torch.Generator().manual_seed(0))
+    for name, observe in OBSERVERS.items():
+        assert observe(values)[1] > 0.95 * values.max().item(), name
