@@ -3,7 +3,7 @@
 minmax: everything that was seen. percentile: all but the outermost 0.01 % on each side. mse: least squared error of
 rounding and clipping together (Nagel et al. 2021, a white paper on quantization). Cost: a pass over the values, 20 for
 mse. KL divergence of histograms (Migacz 2017, 8-bit inference with TensorRT) is left out: where many values are equal,
-as behind a picture's blank border, it clips what matters (on Fashion-MNIST ten times the error of mse).
+as behind a picture's blank border, it clips what matters.
 """
 
 from __future__ import annotations
