@@ -24,6 +24,8 @@ from trimtab.runtimes import RUNTIMES
 SCRIPT = str(Path(sys.executable).with_name("trimtab"))
 OPTIONS = ["--runtimes", "onnxruntime", "--minutes", "0.02", "--keep", "0.97"]
 JOB = """
+from dataclasses import replace
+
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
@@ -40,6 +42,11 @@ def digits():
     task = tt.Task.of("digits", train=train, select=select, verify=verify, fit=fit, labels=tuple("0123456789"))
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)), task
+
+
+def endless():
+    model, task = digits()
+    return model, replace(task, fit=replace(task.fit, epochs=100_000))
 
 
 def small(model=None, *, seed=0, **changed):
@@ -423,7 +430,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
 
 
 def test_a_second_run_in_the_folder_and_an_interrupt_are_told_plainly(trimtab: Trimtab, tmp_path: Path) -> None:
-    command = ["optimize", "job.py:digits", *OPTIONS, "--run", "r"]
+    command = ["optimize", "job.py:endless", *OPTIONS, "--run", "r"]  # still at work when the second has been refused
     with subprocess.Popen([SCRIPT, *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as first:
         assert first.stderr is not None
         assert "training" in first.stderr.readline()

@@ -42,9 +42,10 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:  # also where Ctrl-C came in between
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:
