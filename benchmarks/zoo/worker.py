@@ -1,7 +1,8 @@
 """Runs one half over many models: python -m zoo.worker HALF SETTINGS FOLDER SECONDS COMMIT KIND:NAME ...
 
-Every model runs in a process of its own, forked after the imports, with a time limit; each writes one JSON file, after
-every step, so that what had passed is known even of a process that is killed.
+Every model runs in a process of its own, forked after the imports, with a limit of processor time, so that what else
+the machine does decides nothing; each writes one JSON file, after every step, so that what had passed is known even of
+a process that is killed.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import json
+import math
 import multiprocessing
 import os
+import resource
+import signal
 import sys
 import time
 import warnings
@@ -22,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 Make = Callable[[str], tuple[nn.Module, tuple[Tensor, ...]]]
+HANGS = 10  # times the limit: so long may a process take by the clock
 
 
 def record_path(folder: Path, half: str, model: str, setting: str) -> Path:
@@ -84,12 +89,12 @@ def run_many(
             path.unlink(missing_ok=True)
             process = context.Process(target=_quietly, args=(half, model, setting, path, commit, make, limit))
             process.start()
-            process.join(limit)
+            process.join(HANGS * limit)
             if process.is_alive():
                 process.kill()
                 process.join()
             shown.append(
-                _closed(path, half, model, setting, commit, f"exit code {process.exitcode}, limit {limit:g} s")
+                _closed(path, half, model, setting, commit, f"exit code {process.exitcode}, limit {limit:g} CPU s")
             )
             # What does not end hangs before its setting matters: the rival walks the same dependencies for each.
             if "died" in shown[-1] or all(value is True for value in shown[-1]["columns"].values()):
@@ -118,7 +123,9 @@ def _quietly(half: str, model: str, setting: str, path: Path, commit: str, make:
     with path.with_suffix(".log").open("w", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        faulthandler.dump_traceback_later(0.95 * limit, file=log)  # tells where a process hung that is killed soon
+        faulthandler.register(signal.SIGXCPU, file=log, chain=True)  # tells where it was when its time was up
+        faulthandler.dump_traceback_later(0.95 * HANGS * limit, file=log)
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), resource.RLIM_INFINITY))
         run_one(half, model, setting, path, commit, make)
 
 
