@@ -4,6 +4,7 @@ TrimtabError
 ├── TaskError       the task cannot be used: missing, empty, overlapping, labels or values out of range
 ├── GoalError       the goal or the target makes no sense: keep > 1, unknown quantity, no threads
 ├── CaptureError    the model cannot become one graph: names the line that breaks it
+├── OptimizerError an optimizer cannot do what was asked: a setting out of range, sparse gradients, nothing to train
 ├── PlanError       a method cannot do what was asked of it, or a cut failed its check
 ├── RuntimeMissing  a runtime is not installed: names the pip command
 ├── RuntimeFailed   a runtime refused the file, or its answers are not the graph's
@@ -29,6 +30,10 @@ class GoalError(TrimtabError):
 
 class CaptureError(TrimtabError):
     """The model cannot become one graph."""
+
+
+class OptimizerError(TrimtabError):
+    """An optimizer cannot do what was asked of it."""
 
 
 class PlanError(TrimtabError):

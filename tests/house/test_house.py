@@ -26,6 +26,7 @@ ORDER = [
     ["measure"],
     ["graph"],
     ["runtimes"],
+    ["optim"],
     ["train"],
     ["compress"],
     ["artifact"],
