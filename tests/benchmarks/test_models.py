@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import docstrings, fetch, minilm, mobilenet, photos
+from models import docstrings, efficientnet, fetch, imagenet, minilm, mobilenet, photos
 from PIL import Image
 
 from trimtab.graph.capture import capture
+from trimtab.train.loop import predict
 
 
 def wheel(folder: Path) -> fetch.Package:
@@ -79,7 +80,9 @@ def test_docstrings_are_split_and_in_a_fixed_order(tmp_path: Path, monkeypatch: 
 
 def test_accuracy_accepts_any_of_the_right_classes() -> None:
     outputs = torch.eye(4)[[0, 1, 2, 3]]
-    assert mobilenet.accuracy(outputs, [frozenset({0}), frozenset({1, 2}), frozenset({3}), frozenset()]) == 0.5
+    accepted = [frozenset({0}), frozenset({1, 2}), frozenset({3}), frozenset()]
+    assert imagenet.accuracy(outputs, accepted) == 0.5
+    assert imagenet.accuracy(outputs, accepted, top=4) == 0.75
 
 
 def test_every_photo_has_its_classes() -> None:
@@ -95,7 +98,7 @@ def test_a_cut_out_is_put_on_white(tmp_path: Path) -> None:
     pixels[:, 40:] = (255, 0, 0, 255)
     Image.fromarray(pixels).save(tmp_path / "half.png")
     image = photos.prepared(tmp_path / "half.png")
-    white = ((1 - torch.tensor(photos.MEAN)) / torch.tensor(photos.STD))[:, None]
+    white = ((1 - torch.tensor(photos.IMAGENET.mean)) / torch.tensor(photos.IMAGENET.std))[:, None]
     assert image.shape == (3, 224, 224)
     torch.testing.assert_close(image[:, 0], white.expand(3, 224))
     torch.testing.assert_close(image[:, 112, 30:31], white)
@@ -115,6 +118,39 @@ def test_mobilenet_has_the_names_and_size_of_its_file() -> None:
     assert known < names.keys()
     assert names["features.2.conv.1.0.weight"].shape == (96, 1, 3, 3)
     assert len([block for block in net.features if getattr(block, "adds", False)]) == 10
+
+
+def test_efficientnet_has_the_names_and_size_of_its_file_and_is_captured() -> None:
+    with torch.device("meta"):
+        net = efficientnet.EfficientNetLite0()
+    names = net.state_dict()
+    assert sum(p.numel() for p in net.parameters()) == 4_652_008
+    assert {efficientnet.renamed("_blocks.15._bn2.running_var"), "conv_stem.weight", "fc.bias"} < names.keys()
+    assert names["blocks.3.depthwise_conv.weight"].shape == (144, 1, 5, 5)
+    assert len([block for block in net.blocks if block.adds]) == 9
+    block = efficientnet.MBConv(4, 6, stride=2, expansion=2, kernel=5).eval()
+    x = torch.randn(2, 4, 8, 8)
+    assert block(x).shape == (2, 6, 4, 4)
+    torch.testing.assert_close(capture(block, (x,))(x), block(x))
+
+
+def test_tensorflow_pads_more_after_than_before() -> None:
+    conv = efficientnet.SameConv(1, 1, 3, stride=2)
+    torch.nn.init.ones_(conv.weight)
+    assert conv(torch.ones(1, 1, 4, 4)).flatten().tolist() == [9, 6, 6, 4]
+    even = efficientnet.SameConv(1, 1, 3)
+    torch.nn.init.ones_(even.weight)
+    assert even(torch.ones(1, 1, 4, 4))[0, 0, 0].tolist() == [4, 6, 6, 4]
+
+
+@pytest.mark.slow
+def test_efficientnet_knows_photos() -> None:
+    """A sixth of the photos: the whole set, top-1 .825, takes a minute."""
+    files, accepted = photos.labelled()
+    images = torch.stack([photos.prepared(file, efficientnet.SCALE) for file in files[::6]])
+    outputs = predict(efficientnet.trained(), images, batch_size=13)
+    assert imagenet.accuracy(outputs, accepted[::6]) > 0.7
+    assert imagenet.accuracy(outputs, accepted[::6], top=5) > 0.85
 
 
 def test_minilm_pools_tokens_alone_and_is_captured() -> None:
@@ -151,3 +187,4 @@ def test_a_missing_tokenizer_names_the_command(monkeypatch: pytest.MonkeyPatch) 
 
 def test_examples_in_docstrings() -> None:
     assert doctest.testmod(docstrings) == (0, 2)
+    assert doctest.testmod(efficientnet) == (0, 1)
