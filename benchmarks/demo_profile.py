@@ -21,7 +21,7 @@ import openvino
 from openvino import opset13
 
 from trimtab.core import Drop
-from trimtab.measure.stats import chance_to_pass
+from trimtab.measure.verdict import chance_to_pass
 
 ROOT = Path(__file__).parent
 CALLS = 2000

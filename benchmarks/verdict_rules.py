@@ -15,7 +15,9 @@ from scipy.special import ndtri
 from scipy.stats import binom
 
 from trimtab.core import Drop
-from trimtab.measure.stats import chance_to_pass, non_inferiority, tango
+from trimtab.measure.proportions import tango
+from trimtab.measure.stats import non_inferiority
+from trimtab.measure.verdict import chance_to_pass
 
 CONFIDENCE, MARGIN, SEED = 0.95, 0.009, 0
 SIZES = (100, 200, 500, 1000, 2000, 4000)

@@ -28,7 +28,7 @@ from trimtab.core import (
 from trimtab.errors import PlanError, RunError, RuntimeFailed
 from trimtab.graph.capture import capture
 from trimtab.graph.save import load_graph, save_graph
-from trimtab.measure.stats import chance_to_pass
+from trimtab.measure.verdict import chance_to_pass
 from trimtab.report.terminal import Progress
 from trimtab.runtimes import RUNTIMES, supported
 from trimtab.runtimes.evaluate import Exported, export_checked

@@ -6,16 +6,20 @@ Shapes: N samples, B batch, K classes. Units end the name: `latency_ms`, `size_b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trimtab.errors import GoalError, SealError, TaskError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
     from torch.fx import GraphModule
 
+    Means = NDArray[np.float64]
+    Slice = Callable[[tuple[Tensor, ...], Tensor], Tensor]
     Pair = tuple[Tensor | tuple[Tensor, ...], Tensor]
     Loss = Callable[[Tensor, Tensor], Tensor]
     Augment = Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]]
@@ -68,14 +72,27 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Metric:
-    """A quality of answers, as the mean of one number per sample.
+    """A quality of answers: the mean of one number per sample, or a function of the means of several. Larger is better.
 
-    per_sample: (outputs [N, ...], targets [N, ...]) -> scores [N]; 0 or 1 each if `binary`; larger is better.
+    per_sample: (outputs [N, ...], targets [N, ...]) -> scores [N], 0 or 1 each if `binary`; statistics [N, D] if
+    there is an `aggregate`. aggregate: means of the statistics [..., D] -> the metric [...], e.g. errors over words:
+    `lambda m: 1 - m[..., 0] / m[..., 1]`. limits: (lowest, highest) that a score, or the aggregate, can be.
     """
 
     name: str
     per_sample: Loss
     binary: bool = False
+    aggregate: Callable[[Means], Means] | None = None
+    limits: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.binary and (self.aggregate or self.limits):
+            raise TaskError(
+                f"The metric {self.name!r} is declared binary, its scores being 0 or 1, and has "
+                f"{'an aggregate' if self.aggregate else 'limits'} too. Give one of them."
+            )
+        if self.limits is not None and not self.limits[0] < self.limits[1]:
+            raise TaskError(f"The limits of {self.name!r} must be (lowest, highest); got {self.limits}.")
 
 
 @dataclass(frozen=True)
@@ -101,7 +118,8 @@ class Task:
 
     Each split is given as (inputs [N, ...] or a tuple of them, targets [N, ...]). `verify` is sealed: only the
     verdict reads it. `fit` says how to train a fresh model; leave it None if the model you bring is trained.
-    `augment` varies a training batch: (inputs, generator) -> inputs. `labels` are the K class names.
+    `augment` varies a training batch: (inputs, generator) -> inputs. `labels` are the K class names. `metrics` are
+    further ones that a goal's bounds may name, and so are `slices`: name -> ((inputs, targets) -> which samples, [N]).
     """
 
     name: str
@@ -113,6 +131,8 @@ class Task:
     fit: Fit | None = None
     augment: Augment | None = None
     labels: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    slices: Mapping[str, Slice] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, *, train: Pair, select: Pair, verify: Pair, **settings: Any) -> Task:
@@ -139,11 +159,44 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """One more thing that must stay true, beside the task's metric on all samples.
+
+    metric: the name of one of the task's metrics; "" is its main one. slice: the name of one of the task's slices; ""
+    is all samples. per_class: a bound for each class of the targets. keep, drop: as in `Goal`; None: the goal's own.
+    """
+
+    metric: str = ""
+    slice: str = ""
+    per_class: bool = False
+    keep: float | None = None
+    drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.metric or self.slice or self.per_class):
+            raise GoalError(
+                "Bound() repeats the goal: name a metric, a slice or per_class=True; the bound of the task's metric on "
+                "all samples is the goal's own keep or drop."
+            )
+        if self.keep is not None and self.drop is not None:
+            raise GoalError(f"A bound has keep={self.keep:g} and drop={self.drop:g}: give one of them.")
+        _require_bound(1.0 if self.keep is None else self.keep, self.drop)
+
+
+def _require_bound(keep: float, drop: float | None) -> None:
+    if not 0 < keep <= 1:
+        raise GoalError(f"keep={keep:g} is not a fraction to keep: give 0 < keep <= 1, e.g. 0.99 to keep 99 %.")
+    if drop is not None and not 0 <= drop < float("inf"):
+        raise GoalError(f"drop={drop:g} must be zero or more: it is the loss of the metric that you accept.")
+
+
+@dataclass(frozen=True)
 class Goal:
     """What to minimise, and how much quality must stay.
 
     keep: the fraction of the metric that must stay (0.99: at most 1 % of it may be lost); `drop` states the
-    allowed loss in the metric's own units instead. `confidence` is one-sided. `minutes` limits the search.
+    allowed loss in the metric's own units instead. `confidence` is one-sided. `minutes` limits the search. `bounds`
+    are what else must stay true: other metrics, slices, each class.
     """
 
     minimise: Quantity = "latency_ms"
@@ -151,16 +204,12 @@ class Goal:
     drop: float | None = None
     confidence: float = 0.95
     minutes: float | None = None
+    bounds: tuple[Bound, ...] = ()
 
     def __post_init__(self) -> None:
         if self.minimise not in QUANTITIES:
             raise GoalError(f"Cannot minimise {self.minimise!r}; choose one of {', '.join(QUANTITIES)}.")
-        if not 0 < self.keep <= 1:
-            raise GoalError(
-                f"keep={self.keep:g} is not a fraction to keep: give 0 < keep <= 1, e.g. 0.99 to keep 99 %."
-            )
-        if self.drop is not None and self.drop < 0:
-            raise GoalError(f"drop={self.drop:g} must be zero or more: it is the loss of the metric that you accept.")
+        _require_bound(self.keep, self.drop)
         if not 0.5 < self.confidence < 1:
             raise GoalError(f"confidence={self.confidence:g} must lie between 0.5 and 1, e.g. 0.95.")
         if self.minutes is not None and self.minutes <= 0:
@@ -259,7 +308,9 @@ class Ratio:
 class Drop:
     """Candidate minus baseline, in the metric's units, on n paired samples, with the allowed loss `margin`.
 
-    [low, high] is the two-sided interval whose lower end is the one-sided bound at `confidence`.
+    [low, high] is the two-sided interval whose lower end is the one-sided bound at `confidence`. what: which metric,
+    on which samples; they are the `share` of the split. p_lost: the smallest 1 - confidence at which all of the
+    interval lies beyond the margin; 1 if none does.
     """
 
     baseline: float
@@ -271,13 +322,26 @@ class Drop:
     n: int
     confidence: float
     method: str
+    what: str = ""
+    share: float = 1.0
+    p_lost: float = 1.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """Whether one bound holds: PASS, FAIL or INCONCLUSIVE, then with how many further samples would decide."""
+
+    drop: Drop
+    word: Word
+    more_samples: int | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
     """PASS, FAIL or INCONCLUSIVE, with the intervals and the reason.
 
-    more_samples: how many further verify samples would decide, if quality is what is open.
+    drop: of the task's metric on all samples. bounds: every bound, that one first. more_samples: how many further
+    verify samples would decide, if quality is what is open.
     """
 
     word: Word
@@ -285,11 +349,12 @@ class Verdict:
     drop: Drop
     gain: Ratio
     more_samples: int | None = None
+    bounds: tuple[Held, ...] = ()
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate as it was built, exported and measured on `select`."""
+    """One candidate as it was built, exported and measured on `select`; `also` has what the goal's bounds add."""
 
     id: str
     candidate: str
@@ -302,6 +367,7 @@ class Trial:
     seconds: float
     folder: str
     free: bool = False
+    also: tuple[Drop, ...] = ()
 
 
 @dataclass(frozen=True)

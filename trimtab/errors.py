@@ -2,6 +2,7 @@
 
 TrimtabError
 ├── TaskError       the task cannot be used: missing, empty, overlapping, labels or values out of range
+│   └── MetricError its metric raised, or is not what it declares: NaN, no score a sample, beyond its limits
 ├── GoalError       the goal or the target makes no sense: keep > 1, unknown quantity, no threads
 ├── CaptureError    the model cannot become one graph: names the line that breaks it
 ├── OptimizerError an optimizer cannot do what was asked: a setting out of range, sparse gradients, nothing to train
@@ -22,6 +23,10 @@ class TrimtabError(Exception):
 
 class TaskError(TrimtabError):
     """The task cannot be used as it is."""
+
+
+class MetricError(TaskError):
+    """The task's metric raised, or returned something else than it declares."""
 
 
 class GoalError(TrimtabError):

@@ -11,7 +11,7 @@ from trimtab.attempt import Job, Tried, exported
 from trimtab.compress.build import Built
 from trimtab.core import Recipe, Trial
 from trimtab.files import write_atomic
-from trimtab.measure.stats import judge
+from trimtab.measure.verdict import judge
 from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE, Contender, Story, assemble, steps
 from trimtab.report.html import page
 from trimtab.runtimes.evaluate import gain_over, measurements, race
@@ -45,7 +45,7 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> dic
         for role in files
     }
     drop = held_against(graded[REFERENCE], graded[CHOSEN], metric=task.metric, goal=goal)
-    verdict = judge(drop, gains[CHOSEN], minimise=goal.minimise)
+    verdict = judge((drop,), gains[CHOSEN], minimise=goal.minimise)
     contenders = [
         Contender(
             role,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.measure.stats import NOUN
+from trimtab.measure.verdict import NOUN
 from trimtab.report import words
 from trimtab.report.usage import usage
 

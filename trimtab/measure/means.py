@@ -1,0 +1,73 @@
+"""How much a mean changed on paired samples: studentised bootstrap of the mean difference (Hall 1988).
+
+What differs from Hall: see `Guard`. Cost: 0.3 s at n = 4000 where all differences differ, milliseconds where few do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from trimtab.measure.resample import NUM_RESAMPLES, Floats, resampled_means
+
+METHOD = f"studentised bootstrap, {NUM_RESAMPLES:,} resamples"
+Bounds = Callable[[float], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What the bootstrap cannot imagine, as it was not among the N samples: one more event of the largest size seen.
+
+    Its variance is added to each standard error, half of it to each bound (as in the binary case), and no bound is
+    nearer than an unseen event of the rate 1 - (1 - confidence)^(1/N) would shift the mean (the "rule of three").
+    """
+
+    event: float
+    num: int
+
+    @property
+    def variance(self) -> float:
+        """What the event adds to the squared standard error of the mean."""
+        return (self.event / self.num) ** 2
+
+    def widened(self, mean: float, low: float, high: float, *, confidence: float) -> tuple[float, float]:
+        """The bounds, at least as far out as the guard asks."""
+        half = self.event / (2 * self.num)
+        unseen = self.event * -math.expm1(math.log1p(-confidence) / self.num)
+        return min(low - half, mean - unseen), max(high + half, mean + unseen)
+
+
+def guard(delta: Floats, scale: Floats) -> Guard:
+    """The guard of N paired differences; where none of them differs, the `scale` of the scores stands in."""
+    event = float(np.abs(delta).max()) or float(np.ptp(scale)) or float(np.abs(scale).max())
+    return Guard(event, len(delta))
+
+
+def bounds(first: Floats, second: Floats, *, seed: int) -> Bounds:
+    """A function from a confidence to the one-sided bounds, below and above, of the mean of second - first, [N] each.
+
+    >>> low, high = bounds(np.zeros(9), np.arange(9.0), seed=0)(0.95)
+    >>> round(low, 2), round(high, 2)
+    (1.73, 6.27)
+    """
+    delta = second - first
+    num, mean = len(delta), float(delta.mean())
+    extra = guard(delta, np.concatenate([first, second]))
+    error = math.sqrt(float(delta.var(ddof=1)) / num + extra.variance)
+    drawn = _studentised(delta - mean, extra, seed=seed) if np.ptp(delta) > 0 else np.zeros(1)
+
+    def at(confidence: float) -> tuple[float, float]:
+        t_low, t_high = np.quantile(drawn, [1 - confidence, confidence])
+        return extra.widened(mean, mean - float(t_high) * error, mean - float(t_low) * error, confidence=confidence)
+
+    return at
+
+
+def _studentised(centred: Floats, extra: Guard, *, seed: int) -> Floats:
+    """The resampled means of N centred differences, each over its own standard error, [R]."""
+    means, squares = resampled_means(np.stack([centred, centred**2], 1), seed=seed).T
+    variance = np.maximum(squares - means**2, 0.0) / (extra.num - 1)
+    return means / np.sqrt(variance + extra.variance)
