@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trimtab.optim.base import Optimizer
+from trimtab.optim.schedule_free import ScheduleFree
 from trimtab.train.schedule import warmup_cosine
 
 
@@ -104,6 +105,11 @@ PROBLEMS = {
 }
 
 
+def rise(step: int, steps: int) -> float:
+    """A warm-up over the first 2 % of the steps, then 1."""
+    return min(1.0, (step + 1) / max(1, round(0.02 * steps)))
+
+
 def solve(problem: Problem, settings: Optimizer, steps: int) -> float:
     """How far above the lowest the loss is after so many steps, with the schedule that the optimizer names."""
     optimizer = settings.build(problem.model)
@@ -115,8 +121,16 @@ def solve(problem: Problem, settings: Optimizer, steps: int) -> float:
         return loss
 
     for step in range(steps):
-        factor = 1.0 if settings.schedule == "constant" else warmup_cosine(step, steps, warmup=0.02)
+        factor = (
+            1.0
+            if settings.full_batch
+            else rise(step, steps)
+            if settings.schedule == "constant"
+            else warmup_cosine(step, steps, warmup=0.02)
+        )
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * factor
         optimizer.step(closure)
+    if isinstance(optimizer, ScheduleFree):
+        optimizer.finish()
     return problem.loss(problem.model).item() - problem.lowest

@@ -6,6 +6,8 @@ from trimtab.errors import OptimizerError
 from trimtab.optim.adaptive import Adafactor, Adagrad, Adam, AdamW, NAdamW, RAdam, RMSprop
 from trimtab.optim.base import Optimizer
 from trimtab.optim.lbfgs import LBFGS
+from trimtab.optim.lion import Lion
+from trimtab.optim.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from trimtab.optim.sgd import SGD
 
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -14,9 +16,12 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Adam(),
     "adamw": AdamW(),
     "lbfgs": LBFGS(),
+    "lion": Lion(),
     "nadamw": NAdamW(),
     "radam": RAdam(),
     "rmsprop": RMSprop(),
+    "schedule_free_adamw": ScheduleFreeAdamW(),
+    "schedule_free_sgd": ScheduleFreeSGD(),
     "sgd": SGD(),
 }
 

@@ -1,0 +1,154 @@
+"""Optimizers that look at each element alone, run through the cache piece by piece.
+
+A step on CPU is bound by memory. A formula of several whole-tensor operations reads and writes main memory once for
+each; here all of them run on one piece of 2^16 elements, which stays in the L2 cache, before the next. With
+`compiled=True` torch.compile makes one loop of the formula, for all sizes: a single pass, after seconds to a minute
+of compilation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.optim.base import Groups, dense
+
+PIECE = 1 << 16
+Closure = Callable[[], Tensor]
+
+
+class Flat(torch.optim.Optimizer):
+    """The base: a method says which tensors it keeps (`slots`), its numbers for a step, and its formula twice.
+
+    Numbers that a step changes are kept in the group, so that a state dict has all of them. The state of bf16 and fp16
+    weights is fp32, and so is the arithmetic.
+    """
+
+    slots: ClassVar[tuple[str, ...]]
+
+    def __init__(self, groups: Groups, defaults: dict[str, Any], *, compiled: bool) -> None:
+        super().__init__(groups, defaults)
+        self._compiled = compiled
+
+    def numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
+        """Begin a step of `group`: count it, and give what the formula needs."""
+        raise NotImplementedError
+
+    def begin_state(self, slot: str, p: Tensor) -> Tensor:
+        """A slot's tensor before the first step: zeros."""
+        return torch.zeros_like(p, dtype=arithmetic(p))
+
+    @staticmethod
+    def update_(p: Tensor, g: Tensor, *rest: Any) -> None:
+        """The formula in place on a piece: weights, gradient, the slots in order, then the numbers."""
+        raise NotImplementedError
+
+    @staticmethod
+    def formula_(p: Tensor, g: Tensor, *rest: Any) -> None:
+        """The same, for torch.compile: the numbers come as one float64 tensor."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
+        """One step; returns the closure's loss.
+
+        Raises:
+            OptimizerError: a gradient is sparse.
+        """
+        loss = run(closure)
+        for group in self.param_groups:
+            given = list(gradients(group))
+            if not given:
+                continue
+            numbers = self.numbers(group)
+            for p, g in given:
+                self._advance(p, g, numbers)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave; the state keeps its own dtypes, whatever the weights' are."""
+        super().load_state_dict(state_dict)
+        restore_dtypes_(self, state_dict)
+
+    def _advance(self, p: Tensor, g: Tensor, numbers: tuple[float, ...]) -> None:
+        state = self.state[p]
+        if not state:
+            state.update({slot: self.begin_state(slot, p) for slot in self.slots})
+        slots = []
+        for slot in self.slots:
+            if state[slot].stride() != p.stride():  # the weights were laid out anew, or the state came from a file
+                state[slot] = torch.empty_like(p, dtype=state[slot].dtype).copy_(state[slot])
+            slots.append(flat(state[slot], p))
+        whole = flat(p, p)
+        if self._compiled:
+            kernel, size = compiled(self.formula_), p.numel()
+            arguments: tuple[Any, ...] = (torch.tensor(numbers, dtype=torch.float64),)
+        else:
+            kernel, size = self.update_, PIECE if p.device.type == "cpu" else p.numel()
+            arguments = numbers
+        for piece, *tensors in zip(*(t.split(size) for t in (whole, flat(g, p), *slots)), strict=True):
+            exact = piece.to(arithmetic(p))
+            kernel(exact, tensors[0].to(exact.dtype), *tensors[1:], *arguments)
+            if exact is not piece:
+                piece.copy_(exact)
+        if whole.data_ptr() != p.data_ptr():
+            p.copy_(whole.view([p.shape[dim] for dim in order_of(p)]).permute(inverse(order_of(p))))
+
+
+def run(closure: Closure | None) -> Tensor | None:
+    """The closure's loss, with gradients; None without a closure."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def gradients(group: dict[str, Any]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """The group's parameters that have a gradient, and it.
+
+    Raises:
+        OptimizerError: one is sparse.
+    """
+    for p, name in zip(group["params"], group["param_names"], strict=True):
+        if p.grad is not None:
+            yield p, dense(name, p.grad)
+
+
+def arithmetic(p: Tensor) -> torch.dtype:
+    """What the state is kept in: float64 for float64 weights, else float32."""
+    return torch.promote_types(p.dtype, torch.float32)
+
+
+def order_of(p: Tensor) -> list[int]:
+    """The dims of `p`, from the farthest apart in memory to the nearest."""
+    return sorted(range(p.ndim), key=lambda dim: p.stride()[dim], reverse=True)
+
+
+def inverse(order: list[int]) -> list[int]:
+    """The permutation that undoes `order`."""
+    return [order.index(dim) for dim in range(len(order))]
+
+
+def flat(tensor: Tensor, like: Tensor) -> Tensor:
+    """The elements in the order of `like`'s memory: a view where `tensor` lies so too and without gaps, else a copy."""
+    return tensor.reshape(-1) if like.is_contiguous() else tensor.permute(order_of(like)).reshape(-1)
+
+
+@cache
+def compiled(formula: Callable[..., None]) -> Callable[..., None]:
+    """One kernel for all sizes."""
+    return torch.compile(formula, fullgraph=True, dynamic=True)
+
+
+def restore_dtypes_(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Undo what torch does on loading: it casts every state to its parameter's dtype."""
+    saved = [key for group in state_dict["param_groups"] for key in group["params"]]
+    here = [p for group in optimizer.param_groups for p in group["params"]]
+    for key, p in zip(saved, here, strict=True):
+        for slot, value in state_dict["state"].get(key, {}).items():
+            if isinstance(value, Tensor):
+                optimizer.state[p][slot] = value.detach().clone().to(p.device)

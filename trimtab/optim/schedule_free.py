@@ -1,0 +1,327 @@
+"""Schedule-free AdamW and SGD (Defazio 2024, "The road less scheduled"): an average in place of a decaying rate.
+
+Gradients are taken at y, between the fast z and its running average x; x is what one evaluates. The weights hold y
+while the model trains and x while it is evaluated. Differs from the paper's code: the switch happens by itself, in
+the model's next forward pass, and cannot be forgotten; it is exact in both directions, as y is kept while x is in
+place; BatchNorm's statistics, which belong to y, are taken anew for x, or the pass is refused; biases and norm scales
+do not decay. Cost: as AdamW or SGD, with one more read and write a weight; state: z, and for AdamW the squares.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trimtab.errors import OptimizerError
+from trimtab.optim.base import Betas, check_settings, decay_groups
+from trimtab.optim.flat import Closure, Flat
+
+# Gives some batches of training inputs, each a tuple of tensors [B, ...].
+Calibration = Callable[[], Iterable[tuple[Tensor, ...]]]
+
+
+@dataclass(frozen=True)
+class ScheduleFreeAdamW:
+    """u = g / (sqrt(v) + eps) + weight_decay y;  z <- z - lr u;  x <- (1 - c) x + c z;  y = (1 - beta1) z + beta1 x.
+
+    c = w_t / sum of w, w_t the square of the highest rate so far, so that a warm-up counts little. The defaults are
+    the best single setting over the workloads of AlgoPerf (Dahl 2023).
+
+    Args:
+        lr: constant after a warm-up.
+        betas: how near y is to x, and how slowly the squares are forgotten.
+        eps: keeps the division finite.
+        weight_decay: at y, of weights with two or more dims.
+        compiled: one pass by torch.compile; needs a C++ compiler.
+
+    Raises:
+        OptimizerError: a setting is out of range.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> optimizer = ScheduleFreeAdamW().build(model)
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> _ = model.eval()(torch.ones(1, 2))  # of the averaged weights
+        >>> optimizer.averaged
+        True
+    """
+
+    full_batch: ClassVar[bool] = False
+    schedule: ClassVar[Literal["cosine", "constant"]] = "constant"
+
+    lr: float = 2.5e-3
+    betas: Betas = (0.9, 0.9955)
+    eps: float = 1e-8
+    weight_decay: float = 0.0812
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        _refuse_no_average("betas[0]", self.betas[0])
+
+    def build(self, model: nn.Module) -> ScheduleFree:
+        """Over the model's trainable parameters; the model's forward passes switch the weights from now on."""
+        defaults = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
+        return ScheduleFreeAdamWOptimizer(model, self.weight_decay, defaults, compiled=self.compiled)
+
+
+@dataclass(frozen=True)
+class ScheduleFreeSGD:
+    """z <- z - lr (g + weight_decay y);  x <- (1 - c) x + c z;  y = (1 - momentum) z + momentum x.
+
+    Args:
+        lr: constant after a warm-up; larger than that of SGD with momentum.
+        momentum: how near y is to x.
+        weight_decay: at y, of weights with two or more dims.
+        compiled: one pass by torch.compile; needs a C++ compiler.
+
+    Raises:
+        OptimizerError: a setting is out of range.
+
+    Example:
+        >>> ScheduleFreeSGD(lr=0.5).build(nn.Linear(2, 1)).averaged
+        False
+    """
+
+    full_batch: ClassVar[bool] = False
+    schedule: ClassVar[Literal["cosine", "constant"]] = "constant"
+
+    lr: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        _refuse_no_average("momentum", self.momentum)
+
+    def build(self, model: nn.Module) -> ScheduleFree:
+        """Over the model's trainable parameters; the model's forward passes switch the weights from now on."""
+        defaults = {"lr": self.lr, "betas": (self.momentum, 0.0)}
+        return ScheduleFreeSGDOptimizer(model, self.weight_decay, defaults, compiled=self.compiled)
+
+
+class ScheduleFree(Flat):
+    """What both build. `calibration` gives inputs for BatchNorm; set it if the model has any.
+
+    `eval` and `train` switch the weights; forward passes call them, by the model's mode. `finish` ends the training:
+    the averaged weights stay, and forward passes are free again.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, defaults: dict[str, Any], *, compiled: bool) -> None:
+        defaults |= {"step": 0, "weight_sum": 0.0, "lr_max": 0.0, "averaged": False}
+        super().__init__(decay_groups(model, decay), defaults, compiled=compiled)
+        self.calibration: Calibration | None = None
+        self._model = model
+        self._switch = _Switch(self)
+        self._handle = model.register_forward_pre_hook(self._switch)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the weights hold x, the average; else they hold y, where gradients are taken."""
+        return bool(self.param_groups[0]["averaged"])
+
+    def begin_state(self, slot: str, p: Tensor) -> Tensor:
+        """Let z start where the weights do."""
+        return p.to(super().begin_state(slot, p).dtype, copy=True) if slot == "z" else super().begin_state(slot, p)
+
+    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
+        """One step; returns the closure's loss.
+
+        Raises:
+            OptimizerError: the weights are the averaged ones, so the gradient is not that of y.
+        """
+        if self.averaged and closure is None:
+            raise OptimizerError(
+                "A step was asked for while the weights are the averaged ones, so the gradient is not of the point "
+                "that learns. Run the forward pass with model.train(), or call optimizer.train() before it."
+            )
+        self.train()
+        return super().step(closure)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Let the weights be y."""
+        if self.averaged:
+            for p in self._moved():
+                p.copy_(self.state[p].pop("y"))
+            self._mark(averaged=False)
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Let the weights be x, with statistics of BatchNorm that belong to them.
+
+        Raises:
+            OptimizerError: the model has BatchNorm, and there is no `calibration`.
+        """
+        if self.averaged:
+            return
+        norms = [part for part in self._model.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+        moved = self._moved()
+        if norms and moved and self.calibration is None:
+            raise OptimizerError(
+                f"{type(self._model).__name__} has BatchNorm, whose statistics belong to the weights that train, not "
+                "to the averaged ones. Give the optimizer some training inputs to take them anew: "
+                "optimizer.calibration = lambda: [(x[:200],), (x[200:400],)]."
+            )
+        for p in moved:
+            beta = next(group["betas"][0] for group in self.param_groups if any(p is one for one in group["params"]))
+            self.state[p]["y"] = p.clone()
+            z = self.state[p]["z"]
+            p.copy_(torch.lerp(p.to(z.dtype), z, 1 - 1 / beta))
+        self._mark(averaged=True)
+        if norms and moved and self.calibration is not None:
+            _recalibrate_(self._model, norms, self.calibration())
+
+    def finish(self) -> None:
+        """Leave the averaged weights in place for good."""
+        self.eval()
+        self._handle.remove()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave; the model must have the weights of the same moment."""
+        super().load_state_dict(state_dict)
+        self._mark(averaged=self.averaged)
+
+    def numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
+        """Count the step; its rate, beta, decay and the weight c of z in the average."""
+        group["step"] += 1
+        group["lr_max"] = max(group["lr"], group["lr_max"])
+        weight = group["lr_max"] ** 2
+        group["weight_sum"] += weight
+        c = weight / group["weight_sum"] if weight else 0.0
+        return (group["lr"], group["betas"][0], group["weight_decay"], c)
+
+    def _moved(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"] if "z" in self.state[p]]
+
+    def _mark(self, *, averaged: bool) -> None:
+        self._switch.averaged = averaged
+        for group in self.param_groups:
+            group["averaged"] = averaged
+
+
+class ScheduleFreeAdamWOptimizer(ScheduleFree):
+    """What `ScheduleFreeAdamW` builds."""
+
+    slots = ("z", "exp_avg_sq")
+
+    def numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
+        """Also the second beta, eps and the number of the step."""
+        return (*super().numbers(group), group["betas"][1], group["eps"], group["step"])
+
+    @staticmethod
+    def update_(y: Tensor, g: Tensor, z: Tensor, v: Tensor, *numbers: float) -> None:
+        """Torch's fused AdamW without momentum moves z; before it y becomes beta x, after it the new y.
+
+        The decay, lr * decay * y = lr * decay * ((1 - beta) z + beta x), is shared between the kernel and an addition.
+        """
+        lr, beta, decay, c, beta2, eps, step = numbers
+        y.add_(z, alpha=beta - 1)
+        torch._fused_adamw_(
+            [z],
+            [g],
+            [torch.zeros_like(g)],  # becomes g; whatever lies in fresh memory may be NaN
+            [v],
+            [],
+            [torch.tensor(float(step), device=z.device)],
+            lr=lr,
+            beta1=0.0,
+            beta2=beta2,
+            weight_decay=decay * (1 - beta),
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+        )
+        if decay:
+            z.add_(y, alpha=-lr * decay)
+        y.mul_(1 - c).add_(z, alpha=1 - beta * (1 - c))
+
+    @staticmethod
+    def formula_(y: Tensor, g: Tensor, z: Tensor, v: Tensor, numbers: Tensor) -> None:
+        """As the docstring of `ScheduleFreeAdamW` has it, with x left out."""
+        lr, beta, decay, c, beta2, eps, step = numbers.unbind()
+        squares = beta2 * v + (1 - beta2) * g * g
+        move = lr * (g / ((squares / (1 - beta2**step)).sqrt() + eps) + decay * y)
+        y.copy_((1 - c) * y + c * z - (1 - beta * (1 - c)) * move)
+        z.sub_(move)
+        v.copy_(squares)
+
+
+class ScheduleFreeSGDOptimizer(ScheduleFree):
+    """What `ScheduleFreeSGD` builds."""
+
+    slots = ("z",)
+
+    @staticmethod
+    def update_(y: Tensor, g: Tensor, z: Tensor, lr: float, beta: float, decay: float, c: float) -> None:
+        """The formula of `ScheduleFreeSGD` with x left out."""
+        move = torch.add(g, y, alpha=decay) if decay else g
+        y.lerp_(z, c).add_(move, alpha=-lr * (1 - beta * (1 - c)))
+        z.add_(move, alpha=-lr)
+
+    @staticmethod
+    def formula_(y: Tensor, g: Tensor, z: Tensor, numbers: Tensor) -> None:
+        """The same."""
+        lr, beta, decay, c = numbers.unbind()
+        move = lr * (g + decay * y)
+        y.copy_((1 - c) * y + c * z - (1 - beta * (1 - c)) * move)
+        z.sub_(move)
+
+
+class _Switch:
+    """Called before each forward pass of the model; a copy of the model has one that only refuses."""
+
+    def __init__(self, optimizer: ScheduleFree) -> None:
+        self._optimizer: ScheduleFree | None = optimizer
+        self.averaged = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Switch:
+        other = copy.copy(self)
+        other._optimizer = None
+        return other
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        optimizer = self._optimizer
+        if optimizer is None:
+            if not self.averaged and not module.training:
+                raise OptimizerError(
+                    "These weights are a copy of a schedule-free run taken while it trained, and not the averaged "
+                    "ones. Call optimizer.eval() before copying the model, or optimizer.finish() at the end."
+                )
+            return
+        if module.training:
+            optimizer.train()
+        else:
+            optimizer.eval()
+
+
+def _recalibrate_(model: nn.Module, norms: list[_BatchNorm], batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """The mean over the batches of BatchNorm's statistics, the rest of the model in eval mode."""
+    modes = [(part, part.training) for part in model.modules()]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+        norm.train()
+    for inputs in batches:
+        model(*inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for part, mode in modes:
+        part.training = mode
+
+
+def _refuse_no_average(name: str, beta: float) -> None:
+    if not beta:
+        raise OptimizerError(
+            f"Schedule-free with {name}=0 takes gradients at z and could not tell the average from it; give e.g. 0.9."
+        )
