@@ -20,9 +20,12 @@ from trimtab.compress.calibration import (
     layer_of,
     output_rows,
     pick,
+    require_fitting,
     watch,
+    watch_outputs,
     with_one,
 )
+from trimtab.core import Split
 from trimtab.errors import PlanError
 from trimtab.graph.capture import capture, get_tensor
 
@@ -104,6 +107,30 @@ def test_watching_shows_what_goes_in_and_changes_nothing() -> None:
     assert torch.equal(task.train.inputs[0], before)
 
 
+def test_watching_outputs_shows_inputs_and_what_layers_give() -> None:
+    module = nn.Sequential(nn.Linear(6, 3), nn.Tanh()).eval()
+    graph, task = capture(module, (torch.randn(2, 6),)), task_of(torch.randn(4, 6))
+    first = next(iter(graph.graph.nodes)).name
+    seen: dict[str, list[torch.Tensor]] = {first: [], "linear": []}
+    watch_outputs(graph, seen, batches(task.train), lambda node, value: seen[node.name].append(value))
+    assert torch.equal(torch.cat(seen[first]), task.train.inputs[0])
+    assert torch.allclose(torch.cat(seen["linear"]), module[0](task.train.inputs[0]))
+
+
+def test_samples_that_the_graph_cannot_take_are_refused() -> None:
+    graph = capture(nn.Linear(6, 3).eval(), (torch.randn(2, 6),))
+    require_fitting(graph, task_of(torch.randn(4, 6)).train)
+    for wrong, said in [
+        (torch.randn(32, 7), r"a sample is \[7\] torch\.float32, and the graph takes \[6\] torch\.float32"),
+        (torch.randn(32, 6, 6), r"a sample is \[6, 6\] torch\.float32"),
+        (torch.randn(32, 6).double(), r"a sample is \[6\] torch\.float64"),
+    ]:
+        with pytest.raises(PlanError, match=said):
+            require_fitting(graph, Split((wrong,), torch.arange(32)))
+    with pytest.raises(PlanError, match=r"a sample is \[6\] torch\.float32, \[6\] torch\.float32, and"):
+        require_fitting(graph, Split((torch.randn(32, 6), torch.randn(32, 6)), torch.arange(32)))
+
+
 def test_samples_are_spread_over_the_split() -> None:
     task = task_of(torch.randn(4, 6))
     num = len(task.train)
@@ -122,6 +149,11 @@ def test_refuses_no_data_and_too_little() -> None:
         calibration(None, 64, purpose="This")
     with pytest.raises(PlanError, match=r"needs 16 calibration samples or more; got 8 \(samples=8"):
         calibration(task, 8, purpose="This")
+    with pytest.raises(PlanError, match=r"split that has them, or nothing\.$"):
+        calibration(task, 8, purpose="This", instead="nothing")
+    same = dataclasses.replace(task, train=Split((torch.ones(32, 6),), torch.arange(32)))
+    with pytest.raises(PlanError, match="This found the same values in all 32 calibration samples"):
+        calibration(same, 64, purpose="This")
     small = dataclasses.replace(task, train=task.train.batch(slice(0, 10)))
     with pytest.raises(PlanError, match=r"got 10 .*10 in the train split.*Give samples=256"):
         calibration(small, 256, purpose="This")

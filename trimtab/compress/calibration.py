@@ -33,16 +33,23 @@ PRODUCTS: dict[Any, tuple[str, str, str | None]] = {
     aten.matmul.default: ("self", "other", None),
 }
 MIN_SAMPLES = 16
+DATA_FREE = "importance='magnitude', which needs none"
 BATCH = 32
 # A layer with more inputs to a sum than this is not solved: its Gram matrix would not fit.
 MAX_FEATURES = 6144
 
 
-def calibration(task: Task | None, samples: int, *, purpose: str) -> Split:
+def calibration(task: Task | None, samples: int, *, purpose: str, instead: str = "") -> Split:
     """`samples` of the train split, evenly spread over it.
 
+    Args:
+        task: gives the data.
+        samples: how many are wanted.
+        purpose: what they are for, to begin an error with.
+        instead: what needs no data, to end an error with.
+
     Raises:
-        PlanError: there is no task, or it has too few samples.
+        PlanError: there is no task, it has too few samples, or all of them are the same.
     """
     if task is None:
         raise PlanError(f"{purpose} needs data to calibrate on; got no task. Give plan(graph, task).")
@@ -50,10 +57,43 @@ def calibration(task: Task | None, samples: int, *, purpose: str) -> Split:
     if num < MIN_SAMPLES:
         raise PlanError(
             f"{purpose} needs {MIN_SAMPLES} calibration samples or more; got {num} (samples={samples}, "
-            f"{len(task.train)} in the train split). Give samples=256 and a train split that has them, or "
-            "importance='magnitude', which needs none."
+            f"{len(task.train)} in the train split). Give samples=256 and a train split that has them"
+            f"{f', or {instead}' if instead else ''}."
         )
-    return task.train.batch(torch.linspace(0, len(task.train) - 1, num).long())
+    data = task.train.batch(torch.linspace(0, len(task.train) - 1, num).long())
+    if all(bool((x == x[:1]).all()) for x in data.inputs):
+        raise PlanError(
+            f"{purpose} found the same values in all {num} calibration samples, so they show no range. "
+            "Give a train split of real samples."
+        )
+    return data
+
+
+def require_fitting(graph: GraphModule, data: Split) -> None:
+    """Refuse samples that the graph cannot take.
+
+    Raises:
+        PlanError: another number of inputs, or another shape or dtype than the graph was captured with.
+    """
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    given = [f"{list(x.shape[1:])} {x.dtype}" for x in data.inputs]
+    # A size that may vary is no int.
+    wanted = [
+        ([size if isinstance(size, int) else None for size in node.meta["val"].shape[1:]], node.meta["val"].dtype)
+        for node in inputs
+    ]
+    fits = len(given) == len(wanted) and all(
+        x.dtype == dtype
+        and x.ndim == len(shape) + 1
+        and all(size in (None, real) for size, real in zip(shape, x.shape[1:], strict=True))
+        for x, (shape, dtype) in zip(data.inputs, wanted, strict=True)
+    )
+    if not fits:
+        takes = ", ".join(f"{['any' if size is None else size for size in shape]} {dtype}" for shape, dtype in wanted)
+        raise PlanError(
+            f"The calibration data does not fit the graph: a sample is {', '.join(given)}, and the graph takes "
+            f"{takes}. Give a task whose train split has samples like the model's example inputs."
+        )
 
 
 def batches(split: Split, size: int = BATCH) -> list[Split]:
@@ -205,16 +245,21 @@ def _unravel(flat: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
 
 
 class _Watcher(Interpreter):
-    """Runs a graph and shows what goes into some nodes."""
+    """Runs a graph and shows what goes into some nodes, or what comes out of them."""
 
-    def __init__(self, graph: GraphModule, watched: set[str], see: Callable[[Node, dict[str, Any]], None]) -> None:
+    def __init__(self, graph: GraphModule, watched: set[str], see: Callable[[Node, Any], None], *, after: bool) -> None:
         super().__init__(graph)
-        self.watched, self.see = watched, see
+        self.watched, self.see, self.after = watched, see, after
 
     def run_node(self, n: Node) -> Any:
-        if n.name in self.watched:
+        if n.name not in self.watched:
+            return super().run_node(n)
+        if not self.after:
             self.see(n, {name: self._value(value) for name, value in arguments(n).items()})
-        return super().run_node(n)
+        output = super().run_node(n)
+        if self.after:
+            self.see(n, output)
+        return output
 
     def _value(self, argument: Any) -> Any:
         if isinstance(argument, list | tuple):
@@ -227,10 +272,29 @@ def watch(
     graph: GraphModule, nodes: Iterable[str], data: Iterable[Split], see: Callable[[Node, dict[str, Any]], None]
 ) -> None:
     """Run `graph` on every batch and call see(node, its arguments as values) just before each of `nodes` runs."""
+    _watch(graph, nodes, data, see, after=False)
+
+
+@torch.no_grad()
+def watch_outputs(
+    graph: GraphModule, nodes: Iterable[str], data: Iterable[Split], see: Callable[[Node, Any], None]
+) -> None:
+    """Run `graph` on every batch and call see(node, its value) just after each of `nodes` ran; inputs are nodes too."""
+    _watch(graph, nodes, data, see, after=True)
+
+
+def _watch(
+    graph: GraphModule,
+    nodes: Iterable[str],
+    data: Iterable[Split],
+    see: Callable[[Node, Any], None],
+    *,
+    after: bool,
+) -> None:
     watched = set(nodes)
     for batch in data:
         # Fresh copies: the graph may write into its inputs.
-        _Watcher(graph, watched, see).run(*(x.clone() for x in batch.inputs))
+        _Watcher(graph, watched, see, after=after).run(*(x.clone() for x in batch.inputs))
 
 
 class Gram:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from trimtab.compress.allocate import Budget, Cost, choice, knapsack, ranked_together
-from trimtab.compress.calibration import calibration, layer_of
+from trimtab.compress.calibration import DATA_FREE, calibration, layer_of
 from trimtab.compress.compensate import compensate_, solvable
 from trimtab.compress.factors import Heads, disjoint
 from trimtab.compress.importance import MEASURES, NEED_DATA, NO_VALUES, Scores, importances
@@ -271,7 +271,7 @@ class Prune:
 
     def _data(self, task: Task | None) -> Split | None:
         if self.importance in NEED_DATA:
-            return calibration(task, self.samples, purpose=f"Prune(importance={self.importance!r})")
+            return calibration(task, self.samples, purpose=f"Prune(importance={self.importance!r})", instead=DATA_FREE)
         return calibration(task, self.samples, purpose="Compensation") if self._compensates else None
 
     def _num_samples(self, data: Split | None) -> int:

@@ -9,15 +9,14 @@ and ONNX share. Cost: one pass over `samples` calibration inputs, a second one t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
-from trimtab.compress.calibration import batches, watch
+from trimtab.compress.calibration import batches, calibration, require_fitting, watch, watch_outputs
 from trimtab.compress.observers import OBSERVERS, Observer, affine, extremes
 from trimtab.core import Skip, Split, Task, Tools
 from trimtab.errors import PlanError
@@ -44,8 +43,8 @@ SAME_SCALE = (
 # Run on integers with a scale on each side.
 POOLS = (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim)
 ADDS = (aten.add.Tensor, aten.add_.Tensor)
-MIN_SAMPLES = 16
 KEPT_VALUES = 1 << 15
+BATCH = 8  # small, so that the values of a large picture stay in the cache and in memory that is used again
 
 
 @dataclass(frozen=True)
@@ -133,21 +132,17 @@ class Quantize:
         """Choose every scale; the graph is not changed.
 
         Raises:
-            PlanError: nothing can be quantized, or the calibration data is too small, constant or not finite.
+            PlanError: nothing can be quantized, or the calibration data is too small, constant, not finite or of a
+                shape that the graph cannot take.
         """
-        if min(self.samples, len(task.train)) < MIN_SAMPLES:
-            raise PlanError(
-                f"Quantization needs {MIN_SAMPLES} calibration samples or more; got "
-                f"{min(self.samples, len(task.train))}. "
-                "Give Quantize(samples=512) and a train split that has them."
-            )
+        data = calibration(task, self.samples, purpose="Quantization")
+        require_fitting(graph, data)
         folded = fold_batchnorm(graph)
         layers, skipped = _layers(folded)
         if not layers:
             raise PlanError("Nothing to quantize: the graph has no convolution or linear layer with a fixed weight.")
         points, ties = _points(layers)
-        data = task.train.batch(slice(0, self.samples))
-        seen = _observe(folded, points, data.inputs)
+        seen = _observe(folded, points, batches(data, BATCH))
         scales: dict[Node, ActivationScale] = {}
         for node in points:
             source = ties.get(node)
@@ -239,34 +234,16 @@ def _points(layers: list[Node]) -> tuple[list[Node], dict[Node, Node]]:
     return sorted(wanted, key=order.__getitem__), ties
 
 
-class _Observer(Interpreter):
-    """Runs the graph and shows the values of some nodes."""
-
-    def __init__(self, graph: GraphModule, watched: Iterable[Node], see: Callable[[Node, Tensor], None]) -> None:
-        super().__init__(graph)
-        self.watched = set(watched)
-        self.see = see
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n in self.watched:
-            self.see(n, value)
-        return value
-
-
-def _observe(graph: GraphModule, points: list[Node], inputs: tuple[Tensor, ...]) -> dict[Node, Tensor]:
+def _observe(graph: GraphModule, points: list[Node], data: list[Split]) -> dict[Node, Tensor]:
     """For each point: its extremes and an even sample of its values over the calibration data, [at most 2^15 + 2]."""
     kept: dict[Node, list[Tensor]] = {node: [] for node in points}
-    pieces = [tuple(x[start : start + 64] for x in inputs) for start in range(0, len(inputs[0]), 64)]
 
     def see(node: Node, value: Tensor) -> None:
-        flat = value.detach().float().flatten()
-        stride = max(1, flat.numel() * len(pieces) // KEPT_VALUES)
+        flat = value.float().flatten()
+        stride = max(1, flat.numel() * len(data) // KEPT_VALUES)
         kept[node].append(torch.cat([flat[::stride], flat.min()[None], flat.max()[None]]))
 
-    with torch.inference_mode():
-        for batch in pieces:
-            _Observer(graph, points, see).run(*batch)
+    watch_outputs(graph, [node.name for node in points], data, see)
     return {node: torch.cat(values) for node, values in kept.items()}
 
 

@@ -25,7 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from trimtab.compress.calibration import MAX_FEATURES, Layer, batches, calibration, grams, layer_of, num_features
+from trimtab.compress.calibration import (
+    DATA_FREE,
+    MAX_FEATURES,
+    Layer,
+    batches,
+    calibration,
+    grams,
+    layer_of,
+    num_features,
+)
 from trimtab.compress.prune import as_graph
 from trimtab.compress.tables import table
 from trimtab.core import Skip, Split, Task, Tools
@@ -170,8 +179,9 @@ class Sparsify:
         return result
 
     def _data(self, task: Task | None) -> Split | None:
-        needed = self.compensate or self.importance == "activation"
-        return calibration(task, self.samples, purpose=f"Sparsify ({self.name})") if needed else None
+        if not self.compensate and self.importance != "activation":
+            return None
+        return calibration(task, self.samples, purpose=f"Sparsify ({self.name})", instead=DATA_FREE)
 
     def _layers(self, graph: GraphModule) -> tuple[list[Layer], list[Skip]]:
         layers, skipped = [], []
