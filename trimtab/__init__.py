@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trimtab.compress.distill import Distill
     from trimtab.compress.finetune import FineTune
     from trimtab.compress.prune import Prune
+    from trimtab.compress.qat import QAT
     from trimtab.compress.quantize import Quantize
     from trimtab.compress.sparsify import Sparsify
     from trimtab.core import (
@@ -56,6 +57,7 @@ FRONT_DOOR = {
     "Measurement": "core",
     "Metric": "core",
     "Prune": "compress.prune",
+    "QAT": "compress.qat",
     "Quantize": "compress.quantize",
     "Ratio": "core",
     "Recipe": "core",
@@ -80,7 +82,7 @@ FRONT_DOOR = {
     "training": "train.loop",
 }
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - in plain order, also where a name is an abbreviation
     "Artifact",
     "Budget",
     "Distill",
@@ -93,6 +95,7 @@ __all__ = [
     "Measurement",
     "Metric",
     "Prune",
+    "QAT",
     "Quantize",
     "Ratio",
     "Recipe",

@@ -79,7 +79,7 @@ class Distill:
                 f"Tools(task={tools.task and tools.task.name!r}, original={type(tools.original).__name__}). "
                 "Give both, or use FineTune, which learns from labels."
             )
-        _check_outputs(graph, tools.original, tools.task)
+        check_teacher(graph, tools.original, tools.task, who="Distill", instead="FineTune")
         objective = soft_targets(tools.original, plan.temperature, example_inputs=tools.task.train.inputs)
         checkpoint = Path(tools.folder) / "distill.safetensors" if tools.folder else None
         return fit(graph, tools.task, plan.settings, objective=objective, report=tools.report, checkpoint=checkpoint)
@@ -113,21 +113,33 @@ def soft_targets(teacher: nn.Module, temperature: float, *, example_inputs: tupl
     return soft_target_loss
 
 
-def _check_outputs(student: nn.Module, teacher: nn.Module, task: Task) -> None:
+def check_teacher(student: nn.Module, teacher: nn.Module, task: Task, *, who: str, instead: str) -> None:
+    """Refuse an original that `student` cannot learn classes from.
+
+    Args:
+        student: what learns.
+        teacher: the original.
+        task: gives two inputs, and the kind of targets.
+        who: the method that asks, for the message.
+        instead: what learns from labels with the task's own loss.
+
+    Raises:
+        PlanError: the outputs differ in shape, or are not the probabilities of classes.
+    """
     sample = task.train.batch(slice(0, 2))
     learns, teaches = (tuple(predict(model, sample.inputs).shape[1:]) for model in (student, teacher))
     if learns != teaches:
         raise PlanError(
-            f"Distill cannot match outputs of different shapes: the graph's are {learns} a sample, the original's "
+            f"{who} cannot match outputs of different shapes: the graph's are {learns} a sample, the original's "
             f"{teaches}. Give the graph the original's outputs."
         )
     if task.train.targets.is_floating_point():
         raise PlanError(
-            "Distill compares the probabilities of classes, but the task's targets are real numbers. "
-            "Use FineTune, which learns from them with the task's own loss."
+            f"{who} compares the probabilities of classes, but the task's targets are real numbers. "
+            f"Use {instead}, which learns from them with the task's own loss."
         )
     if not teaches or teaches[0] < 2:
         raise PlanError(
-            f"Distill compares the probabilities of K >= 2 classes, but the original's outputs are {teaches} a "
-            "sample. Use FineTune, which learns from labels with the task's own loss."
+            f"{who} compares the probabilities of K >= 2 classes, but the original's outputs are {teaches} a "
+            f"sample. Use {instead}, which learns from labels with the task's own loss."
         )

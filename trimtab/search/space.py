@@ -10,6 +10,7 @@ RISK = 0.2
 # From this chance on, training to recover quality is not worth its time.
 SURE = 0.95
 LEARNING = ("distill", "fine-tune")
+INTEGER = ("int8", "int8 QAT")
 SLOW, SLOW_INTEGERS, SLOW_TRIAL = 1.25, 1.5, 1.1
 
 
@@ -27,7 +28,7 @@ def candidates(recipes: Iterable[Recipe], precisions: Mapping[str, Precision]) -
 
 def quantizes(recipe: Recipe) -> bool:
     """Whether the recipe ends in integers."""
-    return any(method.name == "int8" for method in recipe.methods)
+    return any(method.name in INTEGER for method in recipe.methods)
 
 
 def unrecovered(recipe: Recipe) -> Recipe | None:

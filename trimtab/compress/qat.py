@@ -1,0 +1,278 @@
+"""Quantization-aware training: a graph goes on learning while its weights and activations are rounded.
+
+Jacob et al. 2018 (train through simulated integers), Esser et al. 2020, "Learned Step Size Quantization" (the scale's
+gradient: what a value loses by rounding, or the end of the range where it is clipped). Differs: scales are learned in
+their logarithm, as in Jain et al. 2020, "Trained Quantization Thresholds": Adam's steps ignore how large a gradient
+is, so LSQ's factor 1 / sqrt(N Q) has nothing to do, and a scale stays positive. Scales begin at a calibrated plan's;
+zero points stay as they are there. BatchNorm is folded before the first step and its statistics stay frozen (Nagel
+et al. 2021, section 4.2: as good as folding on the way, and what is trained is what ships). By default the loss is
+distillation from the original, which needs no label. Cost: `epochs` over the training data, each step about twice
+a plain one, and the teacher's forward pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from trimtab.compress.distill import check_teacher, soft_targets
+from trimtab.compress.quantize import SAME_SCALE, Quantize, QuantizePlan
+from trimtab.core import Fit, Skip, Task, Tools
+from trimtab.errors import PlanError
+from trimtab.graph.capture import get_tensor, set_tensor_
+from trimtab.graph.fold import fold_batchnorm
+from trimtab.runtimes.base import is_quantized
+from trimtab.train.loop import fit, num_steps
+
+LearnFrom = Literal["original", "labels"]
+TEMPERATURE = 2.0
+SCALES = "log_scales"
+
+
+@dataclass(frozen=True)
+class QATPlan:
+    """What will be trained and how, and the scales that training begins with; `steps` in all.
+
+    The scales that it ends with are learned, so they are in the result: `train_quantized` gives them as a plan.
+    """
+
+    settings: Fit
+    learn_from: LearnFrom
+    steps: int
+    start: QuantizePlan
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]:
+        return self.start.skipped
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The settings, one a row."""
+        bits = sorted({weight.bits for weight in self.start.weights})
+        values = {
+            **dataclasses.asdict(self.settings),
+            "learn_from": self.learn_from,
+            "steps": self.steps,
+            "integer layers": len(self.start.weights),
+            "weight bits": " ".join(map(str, bits)),
+        }
+        return [{"setting": key, "value": value} for key, value in values.items()]
+
+
+@dataclass(frozen=True)
+class QAT:
+    """Static int8 whose scales, weights and biases are trained together, with rounding in every step.
+
+    Args:
+        epochs: over `task.train`.
+        lr: the highest learning rate, of weights and of the logarithms of scales; the rest is the task's `fit`.
+            Its precision "auto" is fp32 here: bf16 would round what the integers do not.
+        start: gives the first scales, the bits of the weights, and which layers become integers.
+        learn_from: "original": its answers on the training inputs (as `Distill`), or "labels": the task's loss.
+    """
+
+    epochs: int = 2
+    lr: float = 1e-3
+    start: Quantize = field(default_factory=Quantize)
+    learn_from: LearnFrom = "original"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or not 0 < self.lr < math.inf:
+            raise PlanError(f"QAT needs epochs >= 1 and a finite lr > 0; got epochs={self.epochs}, lr={self.lr}.")
+        if self.learn_from not in get_args(LearnFrom):
+            raise PlanError(
+                f"QAT(learn_from={self.learn_from!r}): there is none such; take one of {list(get_args(LearnFrom))}."
+            )
+
+    @property
+    def name(self) -> str:
+        return "int8 QAT"
+
+    def plan(self, graph: GraphModule, task: Task) -> QATPlan:
+        """The settings and the first scales; the graph is not changed.
+
+        Raises:
+            PlanError: the graph holds integers already, there are no labels to learn from, or as for `Quantize.plan`.
+        """
+        if is_quantized(graph):
+            raise PlanError(
+                "QAT needs weights that can be trained; the graph was given holds integers already. Give the graph "
+                "before it was quantized."
+            )
+        if self.learn_from == "labels":
+            _require_labels(task)
+        settings = dataclasses.replace(task.fit or Fit(), epochs=self.epochs, lr=self.lr)
+        if settings.precision == "auto":
+            settings = dataclasses.replace(settings, precision="fp32")
+        start = self.start.plan(graph, task)
+        return QATPlan(settings, self.learn_from, num_steps(task, settings), start)
+
+    def apply(self, graph: GraphModule, plan: QATPlan, tools: Tools) -> GraphModule:
+        """A copy that was trained and then quantized: the same kind of graph as `Quantize.apply` gives.
+
+        Raises:
+            PlanError: the plan is for another graph, or there is no task or original to learn from.
+        """
+        trained, learned = train_quantized(graph, plan, tools)
+        return Quantize().apply(trained, learned, tools)
+
+
+def _require_labels(task: Task) -> None:
+    targets = task.train.targets
+    known = targets.isfinite() if targets.is_floating_point() else targets >= 0
+    if not known.any():
+        raise PlanError(
+            'QAT(learn_from="labels") needs labels, and all targets of the train split are NaN or negative. Give '
+            'labels, or QAT(learn_from="original"), which needs none.'
+        )
+
+
+def train_quantized(graph: GraphModule, plan: QATPlan, tools: Tools) -> tuple[GraphModule, QuantizePlan]:
+    """The trained graph in floating point, and the plan of its learned scales: `Quantize().apply` makes them integers.
+
+    Args:
+        graph: as for `QAT.plan`; left as it was.
+        plan: what `QAT.plan` gave.
+        tools: the task, the original if it is learned from; its folder keeps a checkpoint after each epoch.
+
+    Raises:
+        PlanError: as for `QAT.apply`.
+    """
+    if tools.task is None or (plan.learn_from == "original" and tools.original is None):
+        raise PlanError(
+            f"QAT(learn_from={plan.learn_from!r}) needs the task{' and the original' * (plan.learn_from == 'original')}"
+            f" to learn from; got Tools(task={tools.task and tools.task.name!r}, "
+            f"original={type(tools.original).__name__}). Give Tools(task=..., original=...)."
+        )
+    Quantize().apply(graph, plan.start, tools)  # refuses a plan for another graph, before any training
+    objective = None
+    if plan.learn_from == "original" and tools.original is not None:
+        check_teacher(graph, tools.original, tools.task, who="QAT", instead='QAT(learn_from="labels")')
+        objective = soft_targets(tools.original, TEMPERATURE, example_inputs=tools.task.train.inputs)
+    checkpoint = Path(tools.folder) / "qat.safetensors" if tools.folder else None
+    rounded = fake_quantized(graph, plan.start)
+    rounded = fit(rounded, tools.task, plan.settings, objective=objective, report=tools.report, checkpoint=checkpoint)
+    trained = fold_batchnorm(graph)
+    trained.load_state_dict({name: t for name, t in rounded.state_dict().items() if not name.startswith(f"{SCALES}.")})
+    return trained, learned_plan(rounded, plan.start)
+
+
+def fake_quantized(graph: GraphModule, plan: QuantizePlan) -> GraphModule:
+    """A copy with BatchNorm folded that rounds where `plan` says, in floating point: it trains, its scales too.
+
+    The scales are parameters under `log_scales`. In eval mode its answers are, bit for bit, those of
+    `Quantize().apply` with the plan that `learned_plan` reads from it.
+
+    Args:
+        graph: the one that `plan` was made for; left as it was.
+        plan: the scales to begin with.
+    """
+    rounded = fold_batchnorm(graph)
+    nodes = {node.name: node for node in rounded.graph.nodes}
+    reads: dict[Node, Node] = {}
+    for activation in plan.activations:
+        value = nodes[activation.node]
+        tied = reads.get(value.args[0]) if value.target in SAME_SCALE else None  # type: ignore[arg-type]
+        with rounded.graph.inserting_after(value):
+            read = tied or _scale_(rounded, f"activation_{value.name}", torch.tensor(activation.scale))
+        reads[value] = read
+        with rounded.graph.inserting_after(value if tied else read):
+            fake = rounded.graph.call_function(fake_quantize, (value, read, activation.zero_point, 0, 255))
+        value.replace_all_uses_with(fake, delete_user_cb=lambda user, fake=fake: user is not fake)
+        reads[fake] = read  # what comes next reads the rounded value
+    for weight in plan.weights:
+        layer, top = nodes[weight.layer], 2 ** (weight.bits - 1) - 1
+        with rounded.graph.inserting_before(layer):
+            read = _scale_(rounded, f"weight_{layer.name}", torch.tensor(weight.scales))
+            fake = rounded.graph.call_function(fake_quantize, (layer.args[1], read, 0, -top, top))
+        layer.args = (layer.args[0], fake, *layer.args[2:])
+    rounded.recompile()
+    return rounded
+
+
+def learned_plan(rounded: GraphModule, start: QuantizePlan) -> QuantizePlan:
+    """The plan with the scales that a graph of `fake_quantized` has now.
+
+    Args:
+        rounded: made from `start`.
+        start: gives all but the scales.
+    """
+    nodes = {node.name: node for node in rounded.graph.nodes}
+    fakes = {fake.args[0].name: fake for fake in nodes.values() if fake.target is fake_quantize}
+
+    def scales(fake: Node) -> Tensor:
+        return get_tensor(rounded, str(fake.args[1].target)).detach().exp()  # type: ignore[union-attr]
+
+    return dataclasses.replace(
+        start,
+        activations=tuple(dataclasses.replace(a, scale=float(scales(fakes[a.node]))) for a in start.activations),
+        weights=tuple(
+            dataclasses.replace(w, scales=tuple(scales(nodes[w.layer].args[1]).tolist())) for w in start.weights
+        ),
+    )
+
+
+def _scale_(graph: GraphModule, name: str, scale: Tensor) -> Node:
+    """A read, at the graph's insertion point, of a new parameter that holds the logarithm of `scale`."""
+    set_tensor_(graph, f"{SCALES}.{name}", nn.Parameter(scale.log()))
+    return graph.graph.create_node("get_attr", f"{SCALES}.{name}")
+
+
+def fake_quantize(x: Tensor, log_scale: Tensor, zero: int, low: int, high: int) -> Tensor:
+    """Round to the nearest of the integers `low ... high` times a scale, with gradients for both.
+
+    y = (clamp(round(x / s) + z, low, high) - z) s with s = exp(log_scale). dy/dx = 1 where nothing was clipped and 0
+    elsewhere (straight-through); dy/ds = round(x / s) - x / s where nothing was clipped, else the end of the range.
+
+    Args:
+        x: [C, ...] or any shape.
+        log_scale: one number, or [C].
+        zero: z, the integer that stands for 0.
+        low: the smallest integer.
+        high: the largest.
+
+    Returns:
+        y, in the shape of x.
+
+    Example:
+        >>> fake_quantize(torch.tensor([0.4, 2.6, 9.0]), torch.tensor(0.0), 0, -3, 3)
+        tensor([0., 3., 3.])
+    """
+    return _FakeQuantize.apply(x, log_scale, zero, low, high)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, log_scale: Tensor, zero: int, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x, log_scale)
+        ctx.limits = zero, low, high
+        scale = _laid(log_scale.exp(), x)
+        return _over(x, scale).round_().add_(zero).clamp_(low, high).sub_(zero).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        (grad,), (x, log_scale), (zero, low, high) = grads, ctx.saved_tensors, ctx.limits
+        scale = _laid(log_scale.exp(), x)
+        steps = _over(x, scale)
+        level = steps.round()
+        kept = level.clamp(low - zero, high - zero)
+        inside = kept == level
+        # the end of the range where it was clipped, else what rounding added
+        slope = kept.sub_(steps.mul_(inside)).mul_(grad)
+        by_channel = slope.flatten(1).sum(1) if log_scale.ndim else slope.sum()
+        return (grad * inside).to(x.dtype), by_channel * log_scale.exp(), None, None, None
+
+
+def _laid(scale: Tensor, x: Tensor) -> Tensor:
+    return scale.reshape(-1, *[1] * (x.ndim - 1)) if scale.ndim else scale
+
+
+def _over(x: Tensor, scale: Tensor) -> Tensor:
+    """The quotient, in the very operations that integer graphs round with: weights divide, activations multiply."""
+    return x.float() / scale if scale.ndim else x.float() * (1 / scale.double()).float()
