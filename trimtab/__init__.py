@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trimtab.compress.sparsify import Sparsify
     from trimtab.core import (
         Artifact,
+        Bound,
         Drop,
         Fit,
         Goal,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 # name -> where it lives; what is asked for is imported, and nothing else
 FRONT_DOOR = {
     "Artifact": "core",
+    "Bound": "core",
     "Budget": "compress.allocate",
     "Distill": "compress.distill",
     "Drop": "core",
@@ -84,6 +86,7 @@ FRONT_DOOR = {
 
 __all__ = [  # noqa: RUF022 - in plain order, also where a name is an abbreviation
     "Artifact",
+    "Bound",
     "Budget",
     "Distill",
     "Drop",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,19 +26,22 @@ from trimtab.core import (
     Tools,
     Trial,
 )
-from trimtab.errors import PlanError, RunError, RuntimeFailed
+from trimtab.errors import MetricError, PlanError, RunError, RuntimeFailed
+from trimtab.files import write_atomic
 from trimtab.graph.capture import capture
 from trimtab.graph.save import load_graph, save_graph
-from trimtab.measure.verdict import chance_to_pass
+from trimtab.measure.quality import Scores, graded, held_against, value
+from trimtab.measure.verdict import chance_of_all
 from trimtab.report.terminal import Progress
 from trimtab.runtimes import RUNTIMES, supported
 from trimtab.runtimes.evaluate import Exported, export_checked
-from trimtab.runtimes.trial import Bench, arrays, held_against, try_free, try_one
+from trimtab.runtimes.trial import Bench, arrays, try_free, try_one
 from trimtab.search.space import SURE, best_free, candidates, eligible, unrecovered, worth_trying
 from trimtab.search.study import Study
-from trimtab.train.loop import fit, score
+from trimtab.train.loop import fit, predict, score
 from trimtab.train.precision import pick_precision
 
+FAILURES = "failures"
 HOPELESS = 0.05
 FREE_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
@@ -55,7 +59,7 @@ class Job:
 
     def chance(self, trial: Trial) -> float:
         """How likely the trial's quality is to be proven on `verify`, 0 ... 1."""
-        return chance_to_pass(trial.select, num_verify=len(self.task.verify))
+        return chance_of_all((trial.select, *trial.also), num_verify=len(self.task.verify))
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Tried:
     """What came of one recipe: its quality on `select` as a graph, its trials, what was left out."""
 
     recipe: Recipe
-    screen: Drop | None = None
+    screen: tuple[Drop, ...] = ()
     trials: tuple[Trial, ...] = ()
     skipped: tuple[Skip, ...] = ()
     stages: tuple[Stage, ...] = ()
@@ -122,18 +126,18 @@ def shrink(model: nn.Module, task: Task, method: Method, folder: Path | None, sh
     graph = trained(model, task, show)
     show.phase("planning")
     plan = method.plan(graph, task)
-    before = float(score(graph, task.select, task.metric).mean())
+    before = value(task.metric, score(graph, task.select, task.metric))
     if folder is None:
         return Shrunk(plan, before)
     show.phase("applying")
     result = method.apply(graph, plan, Tools(task=task, original=graph, report=show.step))
     save(result, folder, plans=[(method, plan)])
-    return Shrunk(plan, before, float(score(result, task.select, task.metric).mean()), result, folder)
+    return Shrunk(plan, before, value(task.metric, score(result, task.select, task.metric)), result, folder)
 
 
 def bench_of(job: Job, original: Built) -> Bench:
     """The original's scores on `select`, in eager fp32, which every trial is held against."""
-    return Bench(job.task, job.target, job.goal, score(original.graph, job.task.select, job.task.metric))
+    return Bench(job.task, job.target, job.goal, _graded(job.task, job.goal, original))
 
 
 def free_baselines(job: Job, bench: Bench, original: Built, runtimes: tuple[str, ...]) -> tuple[list[Trial], Tried]:
@@ -158,7 +162,9 @@ def free_baselines(job: Job, bench: Bench, original: Built, runtimes: tuple[str,
         reasons = "".join(f"\n  {skip.what}: {skip.why}" for skip in told)
         raise RuntimeFailed(f"The model runs in none of the runtimes that the target allows.{reasons}\nAllow others.")
     job.show.step(len(pairs), 2 * len(pairs), f"timing {len(files)} baselines in turn")
-    free = job.held.once("free", lambda: try_free(bench, files), list[Trial])
+    outcomes = job.held.once("free", lambda: try_free(bench, files), list[Outcome])
+    skipped += [skip for outcome in outcomes for skip in outcome.skipped]
+    free = [outcome.trial for outcome in outcomes if outcome.trial]
     return free, Tried(Recipe(), skipped=tuple(skipped), folder=original.folder)
 
 
@@ -186,14 +192,19 @@ def attempt(
         built = build(recipe, original, job.task, once_folder=held.once_folder, tools=tools)
     except PlanError as error:
         return Tried(recipe, skipped=(Skip(recipe.name, str(error)),))
-    screen = held.once(f"screens/{key(recipe)}", lambda: _screen(bench, built), Drop)
     skipped = tuple(skip for stage in built.stages for skip in stage.skipped)
+    try:
+        screen = tuple(held.once(f"screens/{key(recipe)}", lambda: _screen(bench, built), list[Drop]))
+    except MetricError as error:
+        return Tried(
+            recipe, (), (), (*skipped, failed(held, recipe.name, key(recipe), error)), built.stages, built.folder
+        )
     tried = Tried(recipe, screen, (), skipped, built.stages, built.folder)
-    chance = chance_to_pass(screen, num_verify=len(job.task.verify))
-    if chance < hopeless:
+    if chance_of_all(screen, num_verify=len(job.task.verify)) < hopeless:
+        worst = min(screen, key=lambda drop: chance_of_all((drop,), num_verify=len(job.task.verify)))
         why = (
-            f"{job.task.metric.name} {screen.candidate:.3g} on select, {-screen.diff:.3g} under the original's with "
-            f"{screen.margin:.3g} allowed: no chance left, so it was not exported"
+            f"{worst.what} {worst.candidate:.3g} on select, {-worst.diff:.3g} under the original's with "
+            f"{worst.margin:.3g} allowed: no chance left, so it was not exported"
         )
         return replace(tried, skipped=(*skipped, Skip(recipe.name, why)))
     free = [trial for trial in measured if trial.free]
@@ -212,14 +223,25 @@ def _needless(job: Job, recipe: Recipe) -> Skip | None:
     cheaper = unrecovered(recipe)
     if cheaper is None or not job.held.has(name := f"screens/{key(cheaper)}"):
         return None
-    chance = chance_to_pass(job.held.read(name, Drop), num_verify=len(job.task.verify))
+    chance = chance_of_all(job.held.read(name, list[Drop]), num_verify=len(job.task.verify))
     why = f"{cheaper.name} keeps the quality with a chance of {chance:.2f}: there is nothing to recover by training"
     return Skip(recipe.name, why) if chance >= SURE else None
 
 
-def _screen(bench: Bench, built: Built) -> Drop:
-    own = score(built.graph, bench.task.select, bench.task.metric)
-    return held_against(bench.reference, own, metric=bench.task.metric, goal=bench.goal)
+def _screen(bench: Bench, built: Built) -> list[Drop]:
+    own = _graded(bench.task, bench.goal, built)
+    return list(held_against(bench.task, bench.goal, bench.task.select, bench.reference, own))
+
+
+def _graded(task: Task, goal: Goal, built: Built) -> Scores:
+    return graded(task, goal, predict(built.graph, task.select.inputs), task.select)
+
+
+def failed(held: Study, what: str, name: str, error: MetricError) -> Skip:
+    """A trial that the user's metric ended: its traceback is kept in the run's folder, and the search goes on."""
+    path = held.folder / FAILURES / f"{name}.txt"
+    write_atomic(path, "".join(traceback.format_exception(error)).encode())
+    return Skip(what, f"{error} The traceback is in {FAILURES}/{path.name}.")
 
 
 def _outcome(job: Job, bench: Bench, built: Built, free: list[Trial], candidate: Candidate) -> Outcome:
@@ -233,7 +255,10 @@ def _outcome(job: Job, bench: Bench, built: Built, free: list[Trial], candidate:
             return Outcome(skipped=(Skip(candidate.name, _brief(error)),))
         baseline = exported(job, best_free(free, job.goal, job.target))
         job.show.step(1, 2, f"timing {candidate.name}")
-        return Outcome(try_one(bench, baseline, own, recipe=candidate.recipe.name))
+        try:
+            return Outcome(try_one(bench, baseline, own, recipe=candidate.recipe.name))
+        except MetricError as error:
+            return Outcome(skipped=(failed(job.held, candidate.name, _file_name(candidate), error),))
 
     return job.held.once(f"trials/{_file_name(candidate)}", make, Outcome)
 

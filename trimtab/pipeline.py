@@ -30,6 +30,7 @@ from trimtab.runtimes.evaluate import usable
 from trimtab.runtimes.trial import Bench
 from trimtab.search.space import best_free, choose
 from trimtab.search.study import study
+from trimtab.tasks.bounds import check_bounds
 from trimtab.tasks.check import check, check_model, fingerprint, fingerprint_weights
 
 
@@ -64,6 +65,7 @@ def optimize(
     """
     check(task)
     check_model(model, task)
+    check_bounds(task, goal)
     capture(model, task.select.batch(slice(0, 2)).inputs)  # what cannot become a graph is refused before it is trained
     runtimes = tuple(usable(target))
     tried = default_recipes() if recipes is None else recipes
@@ -168,8 +170,7 @@ def _search(job: Job, bench: Bench, original: Built, free: list[Trial], recipes:
 def _too_late(job: Job, recipe: Recipe, seconds: float) -> bool:
     """Whether the budget leaves no time to begin `recipe`; what a killed run had ended of it costs nothing."""
     assert job.goal.minutes is not None
-    begun = job.held.has(f"screens/{key(recipe)}")
-    return not begun and (job.held.has("choice") or seconds > 60 * job.goal.minutes)
+    return not job.held.has(f"screens/{key(recipe)}") and (job.held.has("choice") or seconds > 60 * job.goal.minutes)
 
 
 def _nearest_miss(job: Job, bench: Bench, original: Built, free: list[Trial], ended: list[Tried]) -> list[Tried]:
@@ -177,7 +178,7 @@ def _nearest_miss(job: Job, bench: Bench, original: Built, free: list[Trial], en
     screened = [tried for tried in ended if tried.screen]
     if not screened:
         return []
-    nearest = max(screened, key=lambda tried: tried.screen.diff if tried.screen else 0.0)
+    nearest = max(screened, key=lambda tried: min(drop.diff + drop.margin for drop in tried.screen))
     return [attempt(job, bench, original, free, nearest.recipe, hopeless=0.0)]
 
 

@@ -11,11 +11,12 @@ from trimtab.attempt import Job, Tried, exported
 from trimtab.compress.build import Built
 from trimtab.core import Recipe, Trial
 from trimtab.files import write_atomic
+from trimtab.measure.quality import graded, held_against
 from trimtab.measure.verdict import judge
 from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE, Contender, Story, assemble, steps
 from trimtab.report.html import page
 from trimtab.runtimes.evaluate import gain_over, measurements, race
-from trimtab.runtimes.trial import FREE, arrays, held_against, scores
+from trimtab.runtimes.trial import FREE, arrays
 from trimtab.search.space import best_free, cost
 
 FINAL_ROUNDS = 24
@@ -39,19 +40,19 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> dic
     files = {role: exported(job, trial) for role, trial in picked.items()}
     split = task.verify.open(f"the verdict on {choice.candidate}")
     raced = race(files, arrays(split), target=target, rounds=FINAL_ROUNDS, report=job.show.step)
-    graded = {role: scores(task.metric, raced[role].answers, split.targets) for role in files}
+    scored = {role: graded(task, goal, raced[role].answers, split) for role in files}
     gains = {
         role: gain_over(raced[BEST_FREE], raced[role], files=(files[BEST_FREE], files[role]), minimise=goal.minimise)
         for role in files
     }
-    drop = held_against(graded[REFERENCE], graded[CHOSEN], metric=task.metric, goal=goal)
-    verdict = judge((drop,), gains[CHOSEN], minimise=goal.minimise)
+    drops = held_against(task, goal, split, scored[REFERENCE], scored[CHOSEN])
+    verdict = judge(drops, gains[CHOSEN], minimise=goal.minimise)
     contenders = [
         Contender(
             role,
             trial.candidate,
             raced[role].answers,
-            graded[role],
+            scored[role],
             measurements(raced[role], files[role]),
             raced[role].timing,
             gains[role],
@@ -67,7 +68,7 @@ def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> St
     names = [FREE, *(Recipe(recipe.methods[: end + 1]).name for end in range(len(recipe.methods)))]
     trials = (*free, *(trial for tried in ended for trial in tried.trials))
     metrics = {FREE: free[0].select.baseline}
-    metrics |= {tried.recipe.name: tried.screen.candidate for tried in ended if tried.screen}
+    metrics |= {tried.recipe.name: tried.screen[0].candidate for tried in ended if tried.screen}
     seconds = {tried.recipe.name: tried.stages[-1].seconds for tried in ended if tried.stages}
     by_latency = job.goal.minimise == "latency_ms"
     raced_against = cost(best_free(free, job.goal, job.target), "latency_ms") if by_latency else None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trimtab.core import Drop, Goal, Measurement, Metric, Precision, Ratio, Skip, Target, Task, Trial, Verdict
+from trimtab.core import Drop, Goal, Held, Measurement, Metric, Precision, Ratio, Skip, Target, Task, Trial, Verdict
 from trimtab.measure.speed import Timing
 from trimtab.report.evidence import NUM_EXAMPLES, Contender, Story, assemble, steps
 
@@ -47,7 +47,15 @@ def contender(role: str, changed: list[int], *, gain: Ratio | None = None) -> Co
     scores = (answers.argmax(1) == y).astype(float)
     figures = tuple(Measurement(q, 2.0, u, 1, 1.0, 3.0) for q, u in
                     (("latency_ms", "ms"), ("size_bytes", "B"), ("memory_bytes", "B")))  # fmt: skip
-    return Contender(role, f"the {role}", answers, scores, figures, Timing((1.0, 2.0), (1.5,)), gain)
+    return Contender(
+        role,
+        f"the {role}",
+        answers,
+        {"accuracy": scores, "negative error": scores},
+        figures,
+        Timing((1.0, 2.0), (1.5,)),
+        gain,
+    )
 
 
 def evidence(job: Task, *, inputs: np.ndarray, story: Story | None = None) -> dict:
@@ -148,3 +156,16 @@ def test_steps_take_their_figures_from_the_chosen_runtime() -> None:
     raced = (trials[0], replace(trials[2], gain=Ratio(3.0, 2.9, 3.1, 8)))
     found = steps(names, metrics, {}, raced, runtime="openvino", baseline_ms=6.0)
     assert [row["latency_ms"] for row in found] == [4.0, None, 2.0]
+
+
+def test_bounds_have_the_estimates_of_select_and_verify() -> None:
+    main, night = (replace(DROP, what=what) for what in ("accuracy", "accuracy of night"))
+    verdict = Verdict("FAIL", "lost", main, Ratio(2, 2, 2, 1), bounds=(Held(main, "FAIL"), Held(night, "PASS")))
+    select = (replace(main, candidate=0.75), replace(night, candidate=0.65))
+    own = replace(trial("int8", "eager", 1.0), candidate="the chosen", select=select[0], also=select[1:])
+    story = Story(task(), Target(), Goal(), (own,), (), (), "cmd", "r")
+    trio = [contender(role, []) for role in ("reference", "best_free", "chosen")]
+    found = assemble(story, trio, verdict, inputs=pictures()[0], targets=pictures()[1])["bounds"]
+    assert [(one["what"], one["word"]) for one in found] == [("accuracy", "FAIL"), ("accuracy of night", "PASS")]
+    assert [one["select"]["candidate"] for one in found] == [0.75, 0.65]
+    assert [one["verify"]["candidate"] for one in found] == [0.7, 0.7]

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from trimtab.core import Fit, Metric, Split, Task
 from trimtab.errors import SealError, TaskError
-from trimtab.tasks.make import correct
+from trimtab.tasks.metrics import correct
 
 
 def pairs(num: int = 6, *, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -14,7 +14,7 @@ from tests.nets import net
 from tests.train.toy import FIT, same_weights, toy_net, toy_task
 from trimtab.core import Fit
 from trimtab.errors import TaskError
-from trimtab.tasks.make import ACCURACY
+from trimtab.tasks.metrics import ACCURACY
 from trimtab.train.loop import fit, num_steps, predict, score, training
 from trimtab.train.schedule import warmup_cosine
 

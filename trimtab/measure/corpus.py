@@ -19,7 +19,7 @@ from trimtab.errors import MetricError
 from trimtab.measure.means import Bounds, guard
 from trimtab.measure.resample import NUM_RESAMPLES, Floats, resampled_means
 
-METHOD = f"paired BCa bootstrap, {NUM_RESAMPLES:,} resamples"
+METHOD = "paired BCa bootstrap"
 Aggregate = Callable[[Floats], Floats]
 
 
@@ -27,13 +27,19 @@ def value_of(aggregate: Aggregate, means: Floats) -> Floats:
     """The metric at `means` [..., D]: [...].
 
     Raises:
-        MetricError: the aggregate does not take [..., D] to [...].
+        MetricError: the aggregate raised, or does not take [..., D] to [...].
 
     >>> value_of(lambda m: m[..., 0] / m[..., 1], np.array([[1.0, 2.0], [3.0, 4.0]]))
     array([0.5 , 0.75])
     """
-    with np.errstate(all="ignore"):  # what is not finite is refused, or counted, by who asked
-        values = np.asarray(aggregate(means), dtype=np.float64)
+    try:
+        with np.errstate(all="ignore"):  # what is not finite is refused by who asked
+            values = np.asarray(aggregate(means), dtype=np.float64)
+    except Exception as error:  # the user's function may raise anything
+        raise MetricError(
+            f"The metric's aggregate raised {type(error).__name__}: {error}. It was given means of statistics "
+            f"{means.shape}; take them by their last axis, e.g. lambda m: m[..., 0] / m[..., 1]."
+        ) from error
     if values.shape != means.shape[:-1]:
         raise MetricError(
             f"The metric's aggregate returned shape {values.shape} for means of statistics {means.shape}; expected "
@@ -49,7 +55,9 @@ def influence(aggregate: Aggregate, statistics: Floats) -> Floats:
     return (num + 1) * (value_of(aggregate, more) - value_of(aggregate, mean))
 
 
-def bounds(first: Floats, second: Floats, aggregate: Aggregate, *, seed: int) -> tuple[tuple[float, float], Bounds]:
+def bounds(
+    first: Floats, second: Floats, aggregate: Aggregate, *, seed: int, num_resamples: int = NUM_RESAMPLES
+) -> tuple[tuple[float, float], Bounds]:
     """The metric of both, and a function from a confidence to the one-sided bounds, below and above, of its change.
 
     Args:
@@ -57,6 +65,7 @@ def bounds(first: Floats, second: Floats, aggregate: Aggregate, *, seed: int) ->
         second: the candidate's of the same samples.
         aggregate: means [..., D] -> the metric [...].
         seed: of the bootstrap.
+        num_resamples: of it.
 
     Raises:
         MetricError: the metric is NaN or inf on the samples, or on a resample of them.
@@ -71,7 +80,7 @@ def bounds(first: Floats, second: Floats, aggregate: Aggregate, *, seed: int) ->
     before, after = influence(aggregate, first), influence(aggregate, second)
     values = float(value_of(aggregate, first.mean(0))), float(value_of(aggregate, second.mean(0)))
     diff = values[1] - values[0]
-    means = resampled_means(np.concatenate([first, second], 1), seed=seed)
+    means = resampled_means(np.concatenate([first, second], 1), seed=seed, num_resamples=num_resamples)
     drawn = value_of(aggregate, means[:, size:]) - value_of(aggregate, means[:, :size])
     _require_finite(drawn, diff, len(first))
     delta = after - before - (after - before).mean()

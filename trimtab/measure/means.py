@@ -13,19 +13,21 @@ import numpy as np
 
 from trimtab.measure.resample import NUM_RESAMPLES, Floats, resampled_means
 
-METHOD = f"studentised bootstrap, {NUM_RESAMPLES:,} resamples"
+METHOD = "studentised bootstrap"
 Bounds = Callable[[float], tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Guard:
-    """What the bootstrap cannot imagine, as it was not among the N samples: one more event of the largest size seen.
+    """What the bootstrap cannot imagine, as it was not among the N samples.
 
-    Its variance is added to each standard error, half of it to each bound (as in the binary case), and no bound is
-    nearer than an unseen event of the rate 1 - (1 - confidence)^(1/N) would shift the mean (the "rule of three").
+    One more event of the largest size seen: its variance is added to each standard error, half of it to each bound (as
+    in the binary case). And an event never seen, as large as the scores reach from worst to best: no bound is nearer
+    than one of the rate 1 - (1 - confidence)^(1/N) would shift the mean (the "rule of three").
     """
 
     event: float
+    reach: float
     num: int
 
     @property
@@ -36,17 +38,18 @@ class Guard:
     def widened(self, mean: float, low: float, high: float, *, confidence: float) -> tuple[float, float]:
         """The bounds, at least as far out as the guard asks."""
         half = self.event / (2 * self.num)
-        unseen = self.event * -math.expm1(math.log1p(-confidence) / self.num)
+        unseen = self.reach * -math.expm1(math.log1p(-confidence) / self.num)
         return min(low - half, mean - unseen), max(high + half, mean + unseen)
 
 
-def guard(delta: Floats, scale: Floats) -> Guard:
-    """The guard of N paired differences; where none of them differs, the `scale` of the scores stands in."""
-    event = float(np.abs(delta).max()) or float(np.ptp(scale)) or float(np.abs(scale).max())
-    return Guard(event, len(delta))
+def guard(delta: Floats, scores: Floats) -> Guard:
+    """The guard of N paired differences of `scores`; scores that are all the same reach as far as their size."""
+    event = float(np.abs(delta).max())
+    reach = max(event, float(np.ptp(scores))) or float(np.abs(scores).max())
+    return Guard(event or reach, reach, len(delta))
 
 
-def bounds(first: Floats, second: Floats, *, seed: int) -> Bounds:
+def bounds(first: Floats, second: Floats, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> Bounds:
     """A function from a confidence to the one-sided bounds, below and above, of the mean of second - first, [N] each.
 
     >>> low, high = bounds(np.zeros(9), np.arange(9.0), seed=0)(0.95)
@@ -57,7 +60,7 @@ def bounds(first: Floats, second: Floats, *, seed: int) -> Bounds:
     num, mean = len(delta), float(delta.mean())
     extra = guard(delta, np.concatenate([first, second]))
     error = math.sqrt(float(delta.var(ddof=1)) / num + extra.variance)
-    drawn = _studentised(delta - mean, extra, seed=seed) if np.ptp(delta) > 0 else np.zeros(1)
+    drawn = _studentised(delta - mean, extra, seed, num_resamples) if np.ptp(delta) > 0 else np.zeros(1)
 
     def at(confidence: float) -> tuple[float, float]:
         t_low, t_high = np.quantile(drawn, [1 - confidence, confidence])
@@ -66,8 +69,8 @@ def bounds(first: Floats, second: Floats, *, seed: int) -> Bounds:
     return at
 
 
-def _studentised(centred: Floats, extra: Guard, *, seed: int) -> Floats:
+def _studentised(centred: Floats, extra: Guard, seed: int, num_resamples: int) -> Floats:
     """The resampled means of N centred differences, each over its own standard error, [R]."""
-    means, squares = resampled_means(np.stack([centred, centred**2], 1), seed=seed).T
+    means, squares = resampled_means(centred[:, None], seed=seed, num_resamples=num_resamples, squares=True).T
     variance = np.maximum(squares - means**2, 0.0) / (extra.num - 1)
     return means / np.sqrt(variance + extra.variance)

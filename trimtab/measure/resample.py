@@ -17,23 +17,26 @@ CHUNK_SAMPLES = 1 << 16
 COUNT_COST = 8
 
 
-def resampled_means(rows: Floats, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> Floats:
+def resampled_means(rows: Floats, *, seed: int, num_resamples: int = NUM_RESAMPLES, squares: bool = False) -> Floats:
     """The means of each column over N rows that are drawn with replacement.
 
     Args:
         rows: [N, D].
         seed: of the draws; the same seed gives the same means.
         num_resamples: R.
+        squares: the means of the squared columns too, behind those of the columns.
 
     Returns:
-        [R, D].
+        [R, D], or [R, 2 D].
 
     >>> resampled_means(np.array([[0.0], [1.0]]), seed=0, num_resamples=5)[:, 0].tolist()
     [1.0, 0.5, 0.0, 0.0, 0.5]
     """
     rng = np.random.default_rng(seed)
     num = len(rows)
-    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    distinct, counts = _distinct(rows)
+    if squares:
+        distinct, rows = (np.concatenate([one, one**2], 1) for one in (distinct, rows))
     if COUNT_COST * len(distinct) <= num:
         weights = rng.multinomial(num, counts / num, size=num_resamples)
         return weights @ distinct / num
@@ -46,3 +49,10 @@ def resampled_means(rows: Floats, *, seed: int, num_resamples: int = NUM_RESAMPL
         weights = np.bincount(drawn.ravel(), minlength=size * num).reshape(size, num)
         parts.append(weights.astype(np.float64) @ rows / num)
     return np.concatenate(parts)
+
+
+def _distinct(rows: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """The different rows [K, D], and how often each occurs [K]; many times faster than np.unique(axis=0)."""
+    ordered = rows[np.lexsort(rows.T)]
+    starts = np.flatnonzero(np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(1)]))
+    return ordered[starts], np.diff(starts, append=len(rows))

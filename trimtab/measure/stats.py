@@ -30,6 +30,7 @@ def non_inferiority(
     binary: bool = False,
     aggregate: corpus.Aggregate | None = None,
     seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
 ) -> Drop:
     """How much worse the candidate may be, from the scores of both on the same N samples.
 
@@ -41,6 +42,7 @@ def non_inferiority(
         binary: the scores are 0 or 1 each.
         aggregate: (means of the statistics [..., D]) -> the metric [...].
         seed: of the bootstrap, which binary scores do not need.
+        num_resamples: of the bootstrap.
 
     Raises:
         TaskError: fewer than two samples, or different lengths.
@@ -60,18 +62,20 @@ def non_inferiority(
         diff, method = (wins - losses) / num, proportions.METHOD
     else:
         if aggregate:
-            value, at = corpus.bounds(first, second, aggregate, seed=seed)
+            value, at = corpus.bounds(first, second, aggregate, seed=seed, num_resamples=num_resamples)
             method = corpus.METHOD
         else:
-            at, method = means.bounds(first, second, seed=seed), means.METHOD
+            at = means.bounds(first, second, seed=seed, num_resamples=num_resamples)
+            method = means.METHOD
+        method += f", {num_resamples:,} resamples"
         diff, (low, high) = value[1] - value[0], at(confidence)
-        p_lost = _p_lost(lambda level: at(level)[1] < -margin)
+        p_lost = _p_lost(lambda level: at(level)[1] < -margin, TAIL_RESAMPLES / num_resamples)
     return Drop(*value, diff, low, high, margin, num, confidence, method, p_lost=p_lost)
 
 
-def _p_lost(lost: Callable[[float], bool]) -> float:
-    """1 - the largest confidence at which `lost` is true, as far as the resamples reach; 1 if it is not at 50 %."""
-    low, high = 0.5, 1 - TAIL_RESAMPLES / NUM_RESAMPLES
+def _p_lost(lost: Callable[[float], bool], least: float) -> float:
+    """1 - the largest confidence at which `lost` is true, down to `least`; 1 if it is not at 50 %."""
+    low, high = 0.5, 1 - least
     if not lost(low):
         return 1.0
     if lost(high):

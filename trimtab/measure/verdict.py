@@ -52,6 +52,14 @@ def chance_to_pass(drop_on_select: Drop, *, num_verify: int) -> float:
     return float(ndtr((room - needed) / (spread * math.sqrt(1 / drop.n + 1 / num_verify))))
 
 
+def chance_of_all(drops: Sequence[Drop], *, num_verify: int) -> float:
+    """The chance that every bound passes, as if they were independent; they often rise and fall together, so at least.
+
+    A bound on a slice has its share of the `num_verify` samples.
+    """
+    return math.prod(chance_to_pass(drop, num_verify=max(2, round(drop.share * num_verify))) for drop in drops)
+
+
 def hold(drops: Sequence[Drop]) -> tuple[Held, ...]:
     """Which of k bounds hold.
 

@@ -13,8 +13,10 @@ import cattrs
 import numpy as np
 from PIL import Image
 
-from trimtab.core import Goal, Measurement, Ratio, Skip, Target, Task, Trial, Verdict
+from trimtab.core import Goal, Measurement, Metric, Ratio, Skip, Target, Task, Trial, Verdict
+from trimtab.measure import proportions
 from trimtab.measure.machine import stamp, versions
+from trimtab.measure.quality import Scores, value
 from trimtab.measure.speed import Timing
 
 FORMAT = 1
@@ -24,12 +26,12 @@ REFERENCE, BEST_FREE, CHOSEN = "reference", "best_free", "chosen"
 
 @dataclass(frozen=True)
 class Contender:
-    """One line of the final table: the file's answers on `verify` [N, ...], their scores [N], and its measurements."""
+    """One line of the final table: the file's answers on `verify` [N, ...], their scores, and its measurements."""
 
     role: str
     name: str
     answers: np.ndarray
-    scores: np.ndarray
+    scores: Scores
     measurements: tuple[Measurement, ...]
     timing: Timing
     gain: Ratio | None
@@ -81,12 +83,17 @@ def assemble(
         "machine": stamp(),
         "versions": versions(),
         "verdict": cattrs.unstructure(verdict),
-        "rows": [_row(contender, verdict) for contender in contenders],
+        "rows": [_row(contender, task.metric, verdict) for contender in contenders],
         "trials": cattrs.unstructure(story.trials),
         "steps": list(story.steps),
         "skipped": cattrs.unstructure(story.skipped),
         "latency_samples": {contender.role: list(contender.timing.samples_ms) for contender in contenders},
-        "outcomes": {contender.role: contender.scores.tolist() for contender in contenders},
+        "bounds": _bounds(story, by_role[CHOSEN].name, verdict),
+        "outcomes": {contender.role: contender.scores[task.metric.name].tolist() for contender in contenders},
+        "more_outcomes": {
+            contender.role: {name: own.tolist() for name, own in contender.scores.items() if name != task.metric.name}
+            for contender in contenders
+        },
         "examples": _examples(task, by_role, inputs, targets),
         "reproduce": {"command": story.command, "seed": task.fit.seed if task.fit else 0},
         "paths": {
@@ -97,13 +104,30 @@ def assemble(
     }
 
 
-def _row(contender: Contender, verdict: Verdict) -> dict[str, Any]:
+def _bounds(story: Story, chosen: str, verdict: Verdict) -> list[dict[str, Any]]:
+    """Each thing that had to stay true: what select told of it, what verify told, and whether it holds."""
+    trial = next((trial for trial in story.trials if trial.candidate == chosen), None)
+    select = {drop.what: drop for drop in (trial.select, *trial.also)} if trial else {}
+    return [
+        {
+            "what": held.drop.what,
+            "percent": held.drop.method == proportions.METHOD,
+            "select": cattrs.unstructure(select[held.drop.what]) if held.drop.what in select else None,
+            "verify": cattrs.unstructure(held.drop),
+            "word": held.word,
+            "more_samples": held.more_samples,
+        }
+        for held in verdict.bounds
+    ]
+
+
+def _row(contender: Contender, metric: Metric, verdict: Verdict) -> dict[str, Any]:
     chosen = contender.role == CHOSEN
     named = {m.quantity: cattrs.unstructure(m) for m in contender.measurements}
     return {
         "role": contender.role,
         "name": contender.name,
-        "metric": float(contender.scores.mean()),
+        "metric": value(metric, contender.scores[metric.name]),
         "metric_low": verdict.drop.low if chosen else None,
         "metric_high": verdict.drop.high if chosen else None,
         "latency": named["latency_ms"],

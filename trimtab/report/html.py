@@ -29,7 +29,19 @@ def page(evidence: Evidence) -> str:
 
     plotly = get_plotlyjs()
     assert "</script" not in plotly.lower(), "plotly.js would end its own script element"
-    sections = (_verdict, _rows, _tradeoff, _steps, _spread, _examples, _skipped, _trials, _machine, _reproduce)
+    sections = (
+        _verdict,
+        _rows,
+        _bounds,
+        _tradeoff,
+        _steps,
+        _spread,
+        _examples,
+        _skipped,
+        _trials,
+        _machine,
+        _reproduce,
+    )
     return Template(_part("page.html")).substitute(
         title=escape(f"{evidence['verdict']['word']}: {evidence['task']['name']} - trimtab"),
         version=escape(str(evidence["trimtab"])),
@@ -150,6 +162,40 @@ def _rows(evidence: Evidence) -> str:
         _table((*headers, "vs best free", "verdict"), rows, caption="The result in three rows"),
         note,
     )
+
+
+def _bounds(evidence: Evidence) -> str:
+    bounds = evidence.get("bounds", ())
+    if not bounds:
+        return ""
+    rows = [("main" if place == 0 else "", _bound(bound)) for place, bound in enumerate(bounds)]
+    tried = len({trial["recipe"] for trial in evidence["trials"] if not trial["free"]})
+    confidence = 100 * evidence["goal"]["confidence"]
+    return _section(
+        "bounds",
+        "What had to stay true",
+        _table(("", "allowed", "on select", "on verify", "verdict"), rows, caption="What had to stay true"),
+        f"Changes against the model as it came, with their one-sided {confidence:g} % bounds. On select the chosen one "
+        f"is the best of {tried} recipes, which flatters it; verify was opened once, for it alone, so that its figures "
+        "need no correction for that. PASS needs every bound; that one of several is lost is said by Holm's procedure.",
+    )
+
+
+def _bound(bound: Evidence) -> list[str]:
+    percent, verify = bound["percent"], bound["verify"]
+    more = f"{bound['more_samples']:,} more samples would decide" if bound["more_samples"] else ""
+    return [
+        escape(bound["what"]) + _small(f"{verify['n']:,} verify samples"),
+        escape(words.change(-verify["margin"], percent=percent)),
+        _changed(bound["select"], percent=percent) if bound["select"] else "",
+        _changed(verify, percent=percent),
+        _badge(bound["word"]) + (_small(more) if more else ""),
+    ]
+
+
+def _changed(drop: Evidence, *, percent: bool) -> str:
+    span = words.interval(drop["low"], drop["high"], percent=percent)
+    return escape(words.change(drop["diff"], percent=percent)) + _small(span)
 
 
 def _tradeoff(evidence: Evidence) -> str:

@@ -166,6 +166,8 @@ def summary(evidence: Mapping[str, Any], *, console: Console) -> None:
     verdict, paths = evidence["verdict"], evidence["paths"]
     console.print(_table(evidence, width=console.width), Text())
     console.print(Text.assemble((verdict["word"], STYLE[verdict["word"]]), "  ", words.sentence(evidence)))
+    for word, text in words.further_bounds(evidence):
+        console.print(Text.assemble(("  ", ""), (word, STYLE[word]), "  ", text))
     if verdict["word"] != "PASS":
         console.print(Text(verdict["reason"]))
     if busy := words.disturbance(evidence):

@@ -130,14 +130,16 @@ def headline(evidence: Mapping[str, Any]) -> str:
     verdict, name = evidence["verdict"], evidence["task"]["metric"]
     minimise = evidence["goal"]["minimise"]
     gain, drop = verdict["gain"], verdict["drop"]
+    first = {held["word"]: held["drop"]["what"] or name for held in reversed(verdict.get("bounds", ()))}
     if verdict["word"] == "PASS":
-        return f"{compared(gain['value'], minimise).capitalize()}, and {name} holds."
-    if drop["high"] < -drop["margin"]:
-        return f"Too much {name} is lost."
+        held = f"all {len(verdict['bounds'])} bounds hold" if len(verdict.get("bounds", ())) > 1 else f"{name} holds"
+        return f"{compared(gain['value'], minimise).capitalize()}, and {held}."
+    if "FAIL" in first or (not first and drop["high"] < -drop["margin"]):
+        return f"Too much {first.get('FAIL', name)} is lost."
     if verdict["word"] == "FAIL":
         return f"Not {BETTER[minimise]} than the best free baseline."
-    if drop["low"] < -drop["margin"]:
-        return f"It is not proven that {name} holds."
+    if "INCONCLUSIVE" in first or (not first and drop["low"] < -drop["margin"]):
+        return f"It is not proven that {first.get('INCONCLUSIVE', name)} holds."
     return f"It is not proven to be {BETTER[minimise]}."
 
 
@@ -152,6 +154,20 @@ def sentence(evidence: Mapping[str, Any]) -> str:
         f"{change(drop['diff'], percent=percent, unit=True)}, at worst by {change(drop['low'], percent=percent)} "
         f"with {100 * drop['confidence']:g} % confidence, where {change(-drop['margin'], percent=percent)} was allowed."
     )
+
+
+def further_bounds(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Beyond the task's metric on all samples: the word on each bound, and how it changed."""
+    told = []
+    for bound in evidence.get("bounds", ())[1:]:
+        drop, percent = bound["verify"], bound["percent"]
+        text = (
+            f"{bound['what']} changed by {change(drop['diff'], percent=percent, unit=True)}, at worst by "
+            f"{change(drop['low'], percent=percent)}, {change(-drop['margin'], percent=percent)} allowed, "
+            f"{drop['n']:,} samples"
+        )
+        told.append((bound["word"], text))
+    return told
 
 
 def disturbance(evidence: Mapping[str, Any]) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from trimtab.core import Drop, Goal, Metric, Split, Target, Task, Trial
-from trimtab.measure.stats import non_inferiority
+from trimtab.core import Goal, Outcome, Skip, Split, Target, Task, Trial
+from trimtab.errors import MetricError
+from trimtab.measure.quality import Scores, graded, held_against
 from trimtab.runtimes.evaluate import Exported, gain_over, measurements, race
 
 TRIAL_ROUNDS = 8
@@ -19,12 +19,12 @@ FREE = "original"
 
 @dataclass(frozen=True)
 class Bench:
-    """What every trial is held against: the original's scores on `select` [N], in eager fp32."""
+    """What every trial is held against: the original's scores on `select`, in eager fp32."""
 
     task: Task
     target: Target
     goal: Goal
-    reference: np.ndarray
+    reference: Scores
 
 
 def arrays(split: Split) -> tuple[np.ndarray, ...]:
@@ -32,59 +32,62 @@ def arrays(split: Split) -> tuple[np.ndarray, ...]:
     return tuple(x.numpy() for x in split.inputs)
 
 
-def scores(metric: Metric, outputs: np.ndarray, targets: torch.Tensor) -> np.ndarray:
-    """The metric of each sample, [N]."""
-    return metric.per_sample(torch.from_numpy(outputs), targets).double().numpy()
-
-
-def held_against(reference: np.ndarray, candidate: np.ndarray, *, metric: Metric, goal: Goal) -> Drop:
-    """How the candidate's scores [N] compare with the reference's [N], under the goal's margin and confidence."""
-    margin = goal.drop if goal.drop is not None else (1 - goal.keep) * abs(float(reference.mean()))
-    return non_inferiority(reference, candidate, margin=margin, confidence=goal.confidence, binary=metric.binary)
-
-
-def try_free(bench: Bench, files: Mapping[str, Exported]) -> list[Trial]:
+def try_free(bench: Bench, files: Mapping[str, Exported]) -> list[Outcome]:
     """The original in every runtime and precision that costs nothing, all timed in one race."""
     split = bench.task.select
     started = time.perf_counter()
     raced = race(files, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS)
-    trials = []
+    outcomes = []
     for name, exported in files.items():
-        own = scores(bench.task.metric, raced[name].answers, split.targets)
-        trials.append(
-            Trial(
-                id=name,
-                candidate=f"{exported.runtime} {exported.precision}",
-                recipe=FREE,
-                runtime=exported.runtime,
-                precision=exported.precision,
-                select=held_against(bench.reference, own, metric=bench.task.metric, goal=bench.goal),
-                measurements=measurements(raced[name], exported),
-                gain=None,
-                seconds=(time.perf_counter() - started) / len(files),
-                folder=str(exported.folder.name),
-                free=True,
+        try:
+            own = graded(bench.task, bench.goal, raced[name].answers, split)
+            drops = held_against(bench.task, bench.goal, split, bench.reference, own)
+        except MetricError as error:
+            outcomes.append(Outcome(skipped=(Skip(f"{FREE} ({exported.runtime} {exported.precision})", str(error)),)))
+            continue
+        outcomes.append(
+            Outcome(
+                Trial(
+                    id=name,
+                    candidate=f"{exported.runtime} {exported.precision}",
+                    recipe=FREE,
+                    runtime=exported.runtime,
+                    precision=exported.precision,
+                    select=drops[0],
+                    measurements=measurements(raced[name], exported),
+                    gain=None,
+                    seconds=(time.perf_counter() - started) / len(files),
+                    folder=str(exported.folder.name),
+                    free=True,
+                    also=drops[1:],
+                )
             )
         )
-    return trials
+    return outcomes
 
 
 def try_one(bench: Bench, free: Exported, own: Exported, *, recipe: str) -> Trial:
-    """One candidate's file: its quality on `select`, and its race against the best free baseline."""
+    """One candidate's file: its quality on `select`, and its race against the best free baseline.
+
+    Raises:
+        MetricError: a metric raised on its answers, or is not what it declares.
+    """
     split = bench.task.select
     started = time.perf_counter()
     files = {"free": free, "own": own}
     raced = race(files, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS, asked={"own"})
-    own_scores = scores(bench.task.metric, raced["own"].answers, split.targets)
+    own_scores = graded(bench.task, bench.goal, raced["own"].answers, split)
+    drops = held_against(bench.task, bench.goal, split, bench.reference, own_scores)
     return Trial(
         id=own.folder.name,
         candidate=f"{recipe} ({own.runtime} {own.precision})",
         recipe=recipe,
         runtime=own.runtime,
         precision=own.precision,
-        select=held_against(bench.reference, own_scores, metric=bench.task.metric, goal=bench.goal),
+        select=drops[0],
         measurements=measurements(raced["own"], own),
         gain=gain_over(raced["free"], raced["own"], files=(free, own), minimise=bench.goal.minimise),
         seconds=time.perf_counter() - started,
         folder=own.folder.name,
+        also=drops[1:],
     )

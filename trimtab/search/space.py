@@ -89,7 +89,7 @@ def gained(trial: Trial) -> float:
 def best_free(free: Iterable[Trial], goal: Goal, target: Target) -> Trial:
     """The cheapest baseline that the target allows and that keeps the quality: what a result has to beat."""
     allowed = eligible(free, target)
-    keeping = [trial for trial in allowed if trial.select.diff >= -trial.select.margin]
+    keeping = [trial for trial in allowed if all(d.diff >= -d.margin for d in (trial.select, *trial.also))]
     return min(keeping or allowed, key=lambda trial: cost(trial, goal.minimise))
 
 

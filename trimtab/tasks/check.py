@@ -65,6 +65,7 @@ def check_model(module: nn.Module, task: Task) -> None:
 def fingerprint(task: Task) -> str:
     """SHA-256, in hex, of the data, the metric's name and `fit`: equal for equal tasks in any process."""
     digest = hashlib.sha256(f"{task.metric.name} {task.fit}".encode())
+    digest.update(" ".join([*(metric.name for metric in task.metrics), *task.slices]).encode())
     for name, split in _splits(task).items():
         digest.update(f"{name} {fingerprint_split(split)}".encode())
     return digest.hexdigest()
@@ -92,10 +93,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _splits(task: Task) -> dict[str, Split]:
-    return {"train": task.train, "select": task.select, "verify": _behind_the_seal(task.verify)}
+    return {"train": task.train, "select": task.select, "verify": behind_the_seal(task.verify)}
 
 
-def _behind_the_seal(sealed: Sealed) -> Split:
+def behind_the_seal(sealed: Sealed) -> Split:
+    """What is sealed, to see whether it is valid."""
     # For validity and hashes alone: no figure that depends on the answers in it leaves this file, so nothing can be
     # chosen by it, and the seal stays whole for the verdict.
     return sealed._split

@@ -9,17 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.core import Metric, Sealed, Split, Task
+from trimtab.core import Sealed, Split, Task
 from trimtab.errors import TaskError
 from trimtab.tasks.check import check
-
-
-def correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """1 where the largest of the outputs [N, K] is the label [N], else 0: [N]."""
-    return (outputs.argmax(1) == targets).float()
-
-
-ACCURACY = Metric("accuracy", correct, binary=True)
+from trimtab.tasks.metrics import ACCURACY
 
 
 def task_from_pairs(name: str, train: Any, select: Any, verify: Any, **settings: Any) -> Task:

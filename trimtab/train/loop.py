@@ -24,6 +24,7 @@ from torch.optim import AdamW
 
 from trimtab.core import Fit, Metric, Split, Task
 from trimtab.errors import TaskError
+from trimtab.measure.quality import scores
 from trimtab.tasks.check import evaluating, fingerprint_split
 from trimtab.train.checkpoint import (
     Checkpoint,
@@ -161,9 +162,12 @@ def predict(model: nn.Module, inputs: Tensor | tuple[Tensor, ...], *, batch_size
 
 
 def score(model: nn.Module, split: Split, metric: Metric) -> np.ndarray:
-    """The metric of each sample, float64 [N]; their mean is the model's quality on `split`."""
-    outputs = predict(model, split.inputs)
-    return metric.per_sample(outputs, split.targets).double().numpy()  # type: ignore[no-any-return]
+    """The metric of each sample, float64 [N], whose mean is the model's quality on `split`; see `Metric.aggregate`.
+
+    Raises:
+        MetricError: the metric raised, or is not what it declares.
+    """
+    return scores(metric, predict(model, split.inputs), split.targets)
 
 
 def _steps(

@@ -1,0 +1,408 @@
+"""How often the proof lets through what it should not, and how its power grows: 1,000 simulated tasks a cell.
+
+    scripts/bench verdict_calibration [--tasks 1000] [--only NAME ...]
+
+A cell is a kind of metric, a number of verify samples and a true drop. Each task draws its samples from a population
+whose true drop is known exactly, as the population is a table of rows with probabilities. The margin is what the worst
+population loses: there a PASS is false, and may happen to 5 %. Two more tables: several bounds at once, and the best of
+many picked on `select`. Writes benchmarks/results/verdict_calibration_DATE.md and
+docs/benchmarks/verdict_calibration.svg. Half an hour on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import binom
+
+from trimtab.core import Drop
+from trimtab.measure import proportions
+from trimtab.measure.machine import stamp, versions
+from trimtab.measure.stats import non_inferiority
+from trimtab.measure.verdict import hold
+
+ROOT = Path(__file__).parents[1]
+SIZES = (100, 300, 1000, 3000, 10_000)
+CONFIDENCE, SEED, RESAMPLES, NUM_TASKS = 0.95, 0, 999, 1000
+# the share of the margin that is truly lost: at the bound, half of it, nothing
+DROPS = (1.0, 0.5, 0.0)
+Floats = np.ndarray
+Aggregate = Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True)
+class Population:
+    """Rows of a baseline and a candidate, [K, D] each, how likely each is [K], and what the candidate truly loses."""
+
+    first: Floats
+    second: Floats
+    chances: Floats
+    drop: float
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of metric: how much worse a candidate of badness b is, as a table of joint rows."""
+
+    name: str
+    aggregate: Aggregate | None
+    table: Callable[[float], tuple[Floats, Floats, Floats]]
+
+    def population(self, badness: float) -> Population:
+        """The population of a candidate that is worse by `badness`."""
+        first, second, chances = self.table(badness)
+        before, after = chances @ first, chances @ second
+        drop = before - after if self.aggregate is None else self.aggregate(before) - self.aggregate(after)
+        return Population(first, second, chances, float(np.squeeze(drop)))
+
+
+def joint(values: Floats, chances: Floats, moves: Mapping[int, float], badness: float) -> tuple[Floats, Floats, Floats]:
+    """Two models with the same ladder of values [K, ...]: most samples stay, some climb, some more fall by `badness`.
+
+    moves: how many rungs -> the chance to climb by so many; the chance to fall by so many is that plus its share of
+    badness. What would leave the ladder stays at its end.
+    """
+    total = sum(moves.values())
+    rows: list[tuple[Floats, Floats, float]] = []
+    for at, chance in enumerate(chances):
+        left = 1.0
+        for rungs, rate in moves.items():
+            down = rate + badness * rate / total
+            for to, share in ((min(at + rungs, len(values) - 1), rate), (max(at - rungs, 0), down)):
+                rows.append((values[at], values[to], chance * share))
+                left -= share
+        rows.append((values[at], values[at], chance * left))
+    first, second, weights = (np.array(part, dtype=float) for part in zip(*rows, strict=True))
+    return first, second, weights
+
+
+def accuracy(badness: float) -> tuple[Floats, Floats, Floats]:
+    return np.array([1.0, 1, 0, 0]), np.array([1.0, 0, 1, 0]), np.array([0.87 - badness, 0.02 + badness, 0.02, 0.09])
+
+
+def ranks(badness: float) -> tuple[Floats, Floats, Floats]:
+    values = 1 / np.arange(10, 0, -1)
+    return joint(values, binom.pmf(np.arange(10), 9, 0.75), {1: 0.05, 3: 0.02}, badness)
+
+
+def overlap(badness: float) -> tuple[Floats, Floats, Floats]:
+    """A score from 0 to 1 a sample, such as an overlap: many small changes."""
+    values = np.linspace(0, 1, 31)
+    return joint(values, binom.pmf(np.arange(31), 30, 0.8), {1: 0.3, 3: 0.05}, badness)
+
+
+def rare(badness: float) -> tuple[Floats, Floats, Floats]:
+    """The same score, where few samples change, by amounts that vary: the hardest for a bootstrap."""
+    values = np.linspace(0, 1, 31)
+    return joint(values, binom.pmf(np.arange(31), 30, 0.8), {1: 0.004, 6: 0.003, 18: 0.001}, badness)
+
+
+def log_loss(badness: float) -> tuple[Floats, Floats, Floats]:
+    """Log-likelihood a sample: skewed, a few samples lose much."""
+    values = -np.geomspace(8, 0.01, 25)
+    chances = np.exp(-0.5 * np.arange(25)[::-1] ** 0.8)
+    return joint(values, chances / chances.sum(), {1: 0.2, 4: 0.05, 10: 0.01}, badness)
+
+
+def f1(badness: float) -> tuple[Floats, Floats, Floats]:
+    """One class of 20 %: rows are (true positive, false positive, false negative)."""
+    right, wrong, said, calm = [1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]
+    pairs = [
+        (right, right, 0.16 - badness), (right, wrong, 0.008 + badness), (wrong, right, 0.008), (wrong, wrong, 0.024),
+        (calm, calm, 0.765), (calm, said, 0.01), (said, calm, 0.01), (said, said, 0.015),
+    ]  # fmt: skip
+    return tuple(np.array(part, dtype=float) for part in zip(*pairs, strict=True))  # type: ignore[return-value]
+
+
+def characters(badness: float) -> tuple[Floats, Floats, Floats]:
+    """Lines of 10, 20 and 40 characters: rows are (errors, length)."""
+    parts = []
+    for length, share in ((10, 0.3), (20, 0.4), (40, 0.3)):
+        values = np.array([[errors, length] for errors in range(9, -1, -1)], dtype=float)
+        parts.append(joint(values, share * binom.pmf(np.arange(10)[::-1], 9, 0.08), {1: 0.06, 3: 0.01}, badness))
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+def texts(badness: float) -> tuple[Floats, Floats, Floats]:
+    """Texts of 20 to 80 tokens: rows are (summed loss, tokens)."""
+    parts = []
+    for length, share in ((20, 0.4), (40, 0.4), (80, 0.2)):
+        values = np.array([[length * loss, length] for loss in np.linspace(5.0, 2.0, 13)])
+        parts.append(joint(values, share * binom.pmf(np.arange(13), 12, 0.6), {1: 0.25, 2: 0.1}, badness))
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+def auc_rows(badness: float) -> tuple[Floats, Floats, Floats]:
+    """Scores on a ladder of 25, a quarter of the samples positive: rows are (score, is positive)."""
+    parts = []
+    for positive, share, centre, worse in ((1.0, 0.25, 0.62, badness), (0.0, 0.75, 0.4, 0.0)):
+        values = np.stack([np.arange(25.0), np.full(25, positive)], 1)
+        parts.append(joint(values, share * binom.pmf(np.arange(25), 24, centre), {1: 0.2, 3: 0.05}, worse))
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+def placements(rows: Floats, weights: Floats) -> Floats:
+    """DeLong's statistics of each row: its share of the AUC among the other class, [K, 5]."""
+    score, positive = rows[:, 0], rows[:, 1] > 0
+    above = (score[:, None] > score) + 0.5 * (score[:, None] == score)
+    p, n = weights * positive, weights * ~positive
+    won, held = above @ n / n.sum(), p @ above / p.sum()
+    auc = float(p @ won / p.sum())
+    return np.stack([won * positive, positive, held * ~positive, ~positive, np.full(len(rows), auc)], 1)
+
+
+def of_auc(m: Floats) -> Floats:
+    return m[..., 0] / m[..., 1] + m[..., 2] / m[..., 3] - m[..., 4]
+
+
+def auc(badness: float) -> tuple[Floats, Floats, Floats]:
+    first, second, chances = auc_rows(badness)
+    return placements(first, chances), placements(second, chances), chances
+
+
+def share_right(m: Floats) -> Floats:
+    return 1 - m[..., 0] / m[..., 1]
+
+
+def of_f1(m: Floats) -> Floats:
+    return 2 * m[..., 0] / (2 * m[..., 0] + m[..., 1] + m[..., 2])
+
+
+def of_texts(m: Floats) -> Floats:
+    return -np.exp(m[..., 0] / m[..., 1])
+
+
+# the last number is the badness at the bound
+KINDS = (
+    (Kind("accuracy", None, accuracy), 0.01),
+    (Kind("MRR", None, ranks), 0.05),
+    (Kind("overlap, 0 to 1", None, overlap), 0.15),
+    (Kind("overlap, few change", None, rare), 0.02),
+    (Kind("log-likelihood", None, log_loss), 0.15),
+    (Kind("F1", of_f1, f1), 0.01),
+    (Kind("character error rate", share_right, characters), 0.05),
+    (Kind("perplexity", of_texts, texts), 0.1),
+    (Kind("AUC", of_auc, auc), 0.2),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Of the tasks of one cell: how many PASS, how many FAIL."""
+
+    num: int
+    share: float
+    passed: int
+    failed: int
+    tasks: int
+
+
+def cell(kind: Kind, worst: float, num: int, share: float, tasks: int) -> Cell:
+    """Simulate `tasks` tasks with `num` samples, where `share` of the margin is truly lost."""
+    margin = kind.population(worst).drop
+    rng = np.random.default_rng((SEED, num, round(100 * share)))
+    drawn = _drawn(kind, share * worst, rng)
+    words = [one(kind, *drawn(num), margin, seed) for seed in range(tasks)]
+    return Cell(num, share, words.count("PASS"), words.count("FAIL"), tasks)
+
+
+def _drawn(kind: Kind, badness: float, rng: np.random.Generator) -> Callable[[int], tuple[Floats, Floats]]:
+    """A function from a number of samples to the statistics of both models on so many fresh ones."""
+    # An AUC's placements depend on the samples drawn, so that its rows are made from them.
+    table = auc_rows(badness) if kind.name == "AUC" else kind.table(badness)
+    first, second, chances = table
+    chances = chances / chances.sum()
+
+    def draw(num: int) -> tuple[Floats, Floats]:
+        counts = rng.multinomial(num, chances)
+        rows = [first, second]
+        if kind.name == "AUC":
+            rows = [placements(one, counts.astype(float)) for one in rows]
+        return np.repeat(rows[0], counts, axis=0), np.repeat(rows[1], counts, axis=0)
+
+    return draw
+
+
+def one(kind: Kind, first: Floats, second: Floats, margin: float, seed: int) -> str:
+    """The word on the quality of one simulated task."""
+    drop = non_inferiority(
+        first,
+        second,
+        margin=margin,
+        confidence=CONFIDENCE,
+        binary=kind.name == "accuracy",
+        aggregate=kind.aggregate,
+        seed=seed,
+        num_resamples=RESAMPLES,
+    )
+    return hold([drop])[0].word
+
+
+def share_of(count: int, tasks: int) -> str:
+    return f"{100 * count / tasks:.1f} %"
+
+
+def cell_tables(results: Mapping[str, Sequence[Cell]], tasks: int) -> list[str]:
+    error = 1.96 * math.sqrt(0.05 * 0.95 / tasks)
+    lines = [
+        f"## False PASS and power, {tasks:,} tasks a cell",
+        "",
+        "True drop at the bound: a PASS is false, and may come in at most 5 %; a FAIL would be as false. The "
+        f"simulation's own binomial error (95 %) is {100 * error:.1f} points at 5 %.",
+        "",
+        "| metric | n | false PASS (true drop = margin) | false FAIL | PASS at half the margin | PASS at no drop |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, cells in results.items():
+        for num in sorted({c.num for c in cells}):
+            at = {c.share: c for c in cells if c.num == num}
+            shown = [share_of(at[1.0].passed, tasks), share_of(at[1.0].failed, tasks)]
+            shown += [share_of(at[share].passed, tasks) for share in (0.5, 0.0)]
+            lines.append(f"| {name} | {num:,} | " + " | ".join(shown) + " |")
+    worst = max((c.passed / tasks, name, c.num) for name, cells in results.items() for c in cells if c.share == 1)
+    over = [
+        (name, c.num)
+        for name, cells in results.items()
+        for c in cells
+        if c.share == 1 and c.passed / tasks > 0.05 + error
+    ]
+    lines += ["", f"Worst false PASS: {100 * worst[0]:.1f} % ({worst[1]}, n = {worst[2]:,})."]
+    lines.append(f"Cells above 5 % by more than that error: {len(over)} {over or ''}".rstrip() + ".")
+    return lines
+
+
+def quick(wins: int, losses: int, num: int, margin: float) -> Drop:
+    """The bounds of a binary metric from its discordant pairs."""
+    low, high = proportions.bounds(wins, losses, num, confidence=CONFIDENCE)
+    p_lost = proportions.p_lost(wins, losses, num, margin=margin)
+    return Drop(0, 0, (wins - losses) / num, low, high, margin, num, CONFIDENCE, "", p_lost=p_lost)
+
+
+def several_table(tasks: int, classes: int = 10, num: int = 400, margin: float = 0.03) -> list[str]:
+    """One bound for each of ten classes."""
+    rng = np.random.default_rng(SEED)
+    lines = [
+        f"## {classes} bounds at once (one a class, {num} samples each, margin {margin:g}), {tasks:,} tasks",
+        "",
+        "| classes whose true drop is the margin | all PASS | some FAIL, by Holm | some FAIL, uncorrected |",
+        "|---|---|---|---|",
+    ]
+    for broken in (1, classes):
+        passed = failed = naive = 0
+        for _ in range(tasks):
+            rates = [(0.02, 0.02 + margin * (at < broken)) for at in range(classes)]
+            pairs = [rng.multinomial(num, [win, loss, 1 - win - loss])[:2] for win, loss in rates]
+            drops = [quick(int(win), int(loss), num, margin) for win, loss in pairs]
+            words = [held.word for held in hold(drops)]
+            passed += all(word == "PASS" for word in words)
+            failed += "FAIL" in words
+            naive += any(drop.high < -drop.margin for drop in drops)
+        shown = " | ".join(share_of(count, tasks) for count in (passed, failed, naive))
+        lines.append(f"| {broken} of {classes} | {shown} |")
+    return lines
+
+
+def winner_table(tasks: int, num: int = 2000, margin: float = 0.01) -> list[str]:
+    """The best of k candidates on select, every one of them truly at the margin."""
+    rng = np.random.default_rng(SEED)
+    lines = [
+        f"## The best of many, picked on select ({num:,} samples each split, margin {margin:g}), {tasks:,} tasks",
+        "",
+        "Every candidate truly loses the margin, so that every PASS is false.",
+        "",
+        "| candidates | PASS if select were the proof | PASS on verify | mean change told by select | by verify |",
+        "|---|---|---|---|---|",
+    ]
+    for many in (1, 3, 10, 30):
+        on_select = on_verify = 0
+        told = np.zeros(2)
+        for _ in range(tasks):
+            pairs = rng.multinomial(num, [0.01, 0.01 + margin, 0.98 - margin], size=many)[:, :2]
+            drops = [quick(int(win), int(loss), num, margin) for win, loss in pairs]
+            best = max(drops, key=lambda drop: drop.diff)
+            win, loss = rng.multinomial(num, [0.01, 0.01 + margin, 0.98 - margin])[:2]
+            again = quick(int(win), int(loss), num, margin)
+            on_select += best.low >= -margin
+            on_verify += again.low >= -margin
+            told += np.array([best.diff, again.diff]) / tasks
+        shares = f"{share_of(on_select, tasks)} | {share_of(on_verify, tasks)}"
+        lines.append(f"| {many} | {shares} | {100 * told[0]:+.2f} points | {100 * told[1]:+.2f} points |")
+    return lines
+
+
+def plot(results: Mapping[str, Sequence[Cell]], path: Path) -> None:
+    """Power against the number of samples, one line a metric, as an SVG; false PASS dotted below."""
+    width, height, left, top = 760, 420, 60, 20
+    colours = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
+
+    def x(num: int) -> float:
+        return left + (width - left - 190) * math.log10(num / SIZES[0]) / math.log10(SIZES[-1] / SIZES[0])
+
+    def y(share: float) -> float:
+        return top + (height - 70) * (1 - share)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        'font-size="13" role="img"><title>PASS against the number of verify samples</title>',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    for share in (0, 0.05, 0.25, 0.5, 0.75, 1):
+        dash = ' stroke-dasharray="6 3" stroke="#a00"' if share == 0.05 else ' stroke="#ddd"'
+        parts.append(f'<line x1="{left}" x2="{width - 190}" y1="{y(share):.0f}" y2="{y(share):.0f}"{dash}/>')
+        parts.append(f'<text x="{left - 8}" y="{y(share) + 4:.0f}" text-anchor="end">{100 * share:g} %</text>')
+    for num in SIZES:
+        parts.append(f'<text x="{x(num):.0f}" y="{height - 28}" text-anchor="middle">{num:,}</text>')
+    parts.append(
+        f'<text x="{(left + width - 190) / 2:.0f}" y="{height - 8}" text-anchor="middle">verify samples</text>'
+    )
+    for place, (name, cells) in enumerate(results.items()):
+        colour = colours[place % len(colours)]
+        for share, dash in ((0.0, ""), (1.0, ' stroke-dasharray="2 4"')):
+            points = " ".join(f"{x(c.num):.1f},{y(c.passed / c.tasks):.1f}" for c in cells if c.share == share)
+            parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
+        parts.append(f'<text x="{width - 180}" y="{top + 16 + 20 * place}" fill="{colour}">{name}</text>')
+    below = top + 30 + 20 * len(results)
+    parts.append(f'<text x="{width - 180}" y="{below}">solid: PASS, nothing lost</text>')
+    parts.append(f'<text x="{width - 180}" y="{below + 18}">dotted: false PASS</text></svg>')
+    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=int, default=NUM_TASKS)
+    parser.add_argument("--only", nargs="*", help="kinds of metric; prints, and writes nothing")
+    chosen = parser.parse_args()
+    began, results = time.perf_counter(), {}
+    for kind, worst in KINDS:
+        if chosen.only and kind.name not in chosen.only:
+            continue
+        results[kind.name] = [cell(kind, worst, num, share, chosen.tasks) for num in SIZES for share in DROPS]
+        print(f"{kind.name}: {time.perf_counter() - began:.0f} s", flush=True)
+    lines = cell_tables(results, chosen.tasks)
+    if not chosen.only:
+        lines += ["", *several_table(chosen.tasks), "", *winner_table(chosen.tasks)]
+    head = [
+        "# Is the proof what it says?",
+        "",
+        f"{stamp()['cpu']}; {', '.join(f'{k} {v}' for k, v in versions(['trimtab', 'numpy', 'scipy']).items())}; "
+        f"confidence {CONFIDENCE:g} one-sided, {RESAMPLES} resamples, seed {SEED}; "
+        f"{time.perf_counter() - began:.0f} s on one core, shared.",
+        "",
+    ]
+    text = "\n".join([*head, *lines]) + "\n"
+    print(text)
+    if not chosen.only:
+        day = datetime.date.today()
+        (ROOT / "benchmarks" / "results" / f"verdict_calibration_{day:%Y-%m-%d}.md").write_text(text, encoding="utf-8")
+        plot(results, ROOT / "docs" / "benchmarks" / "verdict_calibration.svg")
+
+
+if __name__ == "__main__":
+    main()
