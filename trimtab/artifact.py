@@ -125,10 +125,11 @@ def save(graph: GraphModule, folder: str | Path, *, plans: Iterable[tuple[Method
 
 
 def _step(pair: Any) -> dict[str, Any]:
+    from trimtab.compress.build import settings_of
+
     match pair:
         case (object(name=str()) as method, object(skipped=_) as plan):
-            settings, decided = cattrs.unstructure(method), cattrs.unstructure(plan)
-            return {"method": method.name, "settings": settings, "plan": decided}
+            return {"method": method.name, "settings": settings_of(method), "plan": cattrs.unstructure(plan)}
     raise PlanError(
         "save takes plans as (method, plan) pairs, e.g. plans=[(prune, prune.plan(graph))]; "
         f"got {type(pair).__name__}: {str(pair)[:80]}"

@@ -19,6 +19,7 @@ import trimtab as tt
 from tests.compress.test_quantize import task_of
 from tests.nets import NETS, net
 from trimtab.compress.build import key
+from trimtab.compress.objectives import Features, Labels, Logits, Outputs, Relations, SpatialAttention
 from trimtab.compress.recipes import default_recipes
 from trimtab.core import Fit, Method, Recipe, Skip, Task, Tools
 from trimtab.errors import PlanError
@@ -29,6 +30,14 @@ from trimtab.runtimes.base import is_quantized
 from trimtab.runtimes.check import require_agreement
 
 FIT = Fit(epochs=1, batch_size=32, precision="fp32")
+OBJECTIVES = (
+    Logits(temperature=3.0, weight=0.5),
+    Outputs(weight=0.1),
+    Features(at=("relu", "relu_1")),
+    Relations(at=("relu_1",)),
+    SpatialAttention(at=("relu",)),
+    Labels(weight=0.3),
+)
 METHODS: dict[str, Callable[[], Method]] = {
     "prune": lambda: tt.Prune(ratio=0.5),
     "prune exactly": lambda: tt.Prune(ratio=0.3, round_to=1),
@@ -44,7 +53,8 @@ METHODS: dict[str, Callable[[], Method]] = {
         0.5, importance="activation", samples=64, compensate=True
     ),
     "drop blocks": lambda: tt.DropBlocks(ratio=0.5, samples=64),
-    "distill": lambda: tt.Distill(epochs=1, lr=1e-3, temperature=2.0),
+    "distill": lambda: tt.Distill(epochs=1, lr=1e-3),
+    "distill all but attention": lambda: tt.Distill(epochs=1, lr=1e-3, objectives=OBJECTIVES),
     "fine-tune": lambda: tt.FineTune(epochs=1, lr=1e-3),
     "quantize": lambda: tt.Quantize(samples=64),
     "qat": lambda: tt.QAT(epochs=1, start=tt.Quantize(samples=64)),
@@ -66,6 +76,7 @@ ROWS = [
     ("drop blocks", "resnet"),
     ("distill", "conv"),
     ("distill", "mlp"),
+    ("distill all but attention", "conv"),
     ("fine-tune", "resnet"),
     ("quantize", "mlp"),
     ("quantize", "conv"),
@@ -75,7 +86,7 @@ ROWS = [
     ("qat by labels, 4 bits", "conv"),
 ]
 # What learns from data alone has no structure to replay, so its plan fits any graph.
-LEARNING = ("distill", "fine-tune")
+LEARNING = ("distill", "distill all but attention", "fine-tune")
 
 
 @pytest.fixture(scope="module", autouse=True)

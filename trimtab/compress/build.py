@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import cattrs
+from torch import nn
 from torch.fx import GraphModule
 
 from trimtab.core import Recipe, Skip, Task, Tools
 from trimtab.files import read_json, write_json
 from trimtab.graph.save import load_graph, save_graph
+from trimtab.tasks.check import fingerprint_weights
 
 OnceFolder = Callable[[str, Callable[[Path], Any]], Path]
 PLAN_FILE = "plan.json"
@@ -74,7 +76,7 @@ def build(recipe: Recipe, original: Built, task: Task, *, once_folder: OnceFolde
         graph = method.apply(stem.graph, plan, own)
         stage = Stage(
             method.name,
-            cattrs.unstructure(method),
+            settings_of(method),
             cattrs.unstructure(plan),
             plan.skipped,
             time.perf_counter() - started,
@@ -91,6 +93,15 @@ def build(recipe: Recipe, original: Built, task: Task, *, once_folder: OnceFolde
 
 def key(recipe: Recipe) -> str:
     """A file name for the recipe: readable, and different for different settings."""
-    settings = json.dumps([[type(m).__name__, cattrs.unstructure(m)] for m in recipe.methods], sort_keys=True)
+    settings = json.dumps([[type(m).__name__, settings_of(m)] for m in recipe.methods], sort_keys=True)
     words = re.sub(r"[^a-z0-9.]+", "-", recipe.name.lower()).strip("-")
     return f"{words}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+
+
+def settings_of(method: Any) -> dict[str, Any]:
+    """The method's fields as JSON values; a model among them as the hash of its weights."""
+    values = cattrs.unstructure(method)
+    return {
+        name: fingerprint_weights(value, values=True) if isinstance(value, nn.Module) else value
+        for name, value in values.items()
+    }

@@ -1,8 +1,8 @@
-"""Distillation: a graph learns to answer as the original does.
+"""Distillation: a graph learns to answer as a teacher does, by default the original it was made from.
 
-Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network". The loss is
-T^2 * KL(softmax(teacher / T) || softmax(student / T)), a mean over the batch, for teacher and student on the same
-augmented batch. What differs: the labels are not used at all, so unlabelled inputs do.
+What is learned is a sum of objectives (`objectives.py`, with papers and formulas), by default the teacher's soft
+answers (Hinton, Vinyals and Dean 2015), for teacher and student on the same augmented batch. What differs: the labels
+are not used at all unless `Labels` is among the objectives, so unlabelled inputs do.
 Cost: `epochs` over the training inputs, each step that of training the student and a forward pass of the teacher.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.nn import functional as F
 
+from trimtab.compress.objectives import (
+    Labels,
+    Logits,
+    Objective,
+    Outputs,
+    Positioned,
+    Relations,
+    SelfAttention,
+    distillation_loss,
+    projected_dim,
+)
+from trimtab.compress.taps import Tap, attention_taps, value_tap, with_taps
 from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
+from trimtab.graph.capture import capture
+from trimtab.tasks.check import check_model, fingerprint_weights
 from trimtab.train.loop import fit, num_steps, predict
 from trimtab.train.precision import channels_last_
+
+MIN_RELATED = 3
 
 
 @dataclass(frozen=True)
@@ -30,82 +46,247 @@ class DistillPlan:
     """What will be trained and how; `steps` in all."""
 
     settings: Fit
-    temperature: float
+    objectives: tuple[Objective, ...]
     steps: int
     skipped: tuple[Skip, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """The settings, one a row."""
-        values = {**dataclasses.asdict(self.settings), "temperature": self.temperature, "steps": self.steps}
-        return [{"setting": key, "value": value} for key, value in values.items()]
+        values: dict[str, Any] = {**dataclasses.asdict(self.settings), "steps": self.steps}
+        objectives = [{"setting": "objective", "value": _words(objective)} for objective in self.objectives]
+        return [{"setting": key, "value": value} for key, value in values.items()] + objectives
 
 
 @dataclass(frozen=True)
 class Distill:
-    """Learn from the original's outputs on the training inputs.
+    """Learn from a teacher's answers on the training inputs.
 
     Args:
         epochs: over `task.train`.
         lr: the highest learning rate; batch size and the rest are those of the task's `fit`.
-        temperature: above 1, the classes that the original thinks unlikely count for more.
+        objectives: what is learned, each with its weight in the sum.
+        teacher: a module or graph; default: the original, `tools.original`. Where an objective reads a teacher at
+            positions, it is captured first.
+
+    Example:
+        >>> from trimtab.compress.objectives import Features
+        >>> Distill(epochs=2, objectives=(Logits(temperature=4), Features(at=("relu_3",), weight=0.1))).name
+        'distill'
     """
 
     epochs: int = 4
     lr: float = 2e-3
-    temperature: float = 2.0
+    objectives: tuple[Objective, ...] = (Logits(),)
+    teacher: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.lr <= 0 or self.temperature <= 0:
-            raise PlanError(f"Distill needs epochs >= 1, lr > 0 and temperature > 0; got {self}.")
+        if self.epochs < 1 or self.lr <= 0:
+            raise PlanError(f"Distill needs epochs >= 1 and lr > 0; got epochs={self.epochs}, lr={self.lr:g}.")
+        known = isinstance(self.objectives, tuple) and all(isinstance(one, Objective) for one in self.objectives)
+        if not known or all(isinstance(one, Labels) for one in self.objectives):
+            raise PlanError(
+                "Distill needs a tuple of objectives, one of them or more about a teacher, e.g. (Logits(), Labels(0.5))"
+                f"; got {self.objectives!r}. What learns from labels alone is FineTune."
+            )
 
     @property
     def name(self) -> str:
         return "distill"
 
     def plan(self, graph: GraphModule | nn.Module, task: Task) -> DistillPlan:
-        """The settings that `apply` will train with."""
-        settings = dataclasses.replace(task.fit or Fit(), epochs=self.epochs, lr=self.lr)
-        return DistillPlan(settings, self.temperature, num_steps(task, settings))
-
-    def apply(self, graph: GraphModule, plan: DistillPlan, tools: Tools) -> GraphModule:
-        """A copy of `graph` that learned from `tools.original`, in eval mode.
+        """The settings that `apply` will train with.
 
         Raises:
-            PlanError: there is no task or original to learn from, or its outputs are not the graph's in shape.
+            PlanError: a position that the graph or the given teacher does not have, values or outputs that cannot be
+                compared, or batches too small to relate.
         """
-        if tools.task is None or tools.original is None:
+        settings = dataclasses.replace(task.fit or Fit(), epochs=self.epochs, lr=self.lr)
+        plan = DistillPlan(settings, self.objectives, num_steps(task, settings))
+        # The original is not known yet; a graph is at least compared with itself.
+        _lesson(graph, self._teacher(graph, task), plan, task)
+        return plan
+
+    def apply(self, graph: GraphModule, plan: DistillPlan, tools: Tools) -> GraphModule:
+        """A copy of `graph` that learned from the teacher, in eval mode.
+
+        Raises:
+            PlanError: as for `plan`; or there is no task or teacher to learn from.
+        """
+        if tools.task is None or (tools.original is None and self.teacher is None):
             raise PlanError(
                 "Distill needs the task and the original to learn from; got "
                 f"Tools(task={tools.task and tools.task.name!r}, original={type(tools.original).__name__}). "
-                "Give both, or use FineTune, which learns from labels."
+                "Give both (or Distill(teacher=...)), or use FineTune, which learns from labels."
             )
-        check_teacher(graph, tools.original, tools.task, who="Distill", instead="FineTune")
-        objective = soft_targets(tools.original, plan.temperature, example_inputs=tools.task.train.inputs)
+        lesson = _lesson(graph, self._teacher(tools.original, tools.task), plan, tools.task)
         checkpoint = Path(tools.folder) / "distill.safetensors" if tools.folder else None
-        return fit(graph, tools.task, plan.settings, objective=objective, report=tools.report, checkpoint=checkpoint)
+        trained = fit(
+            lesson.student(),
+            tools.task,
+            plan.settings,
+            objective=lesson.objective(),
+            report=tools.report,
+            checkpoint=checkpoint,
+        )
+        learned = copy.deepcopy(graph)
+        learned.load_state_dict(trained.model.state_dict())
+        return learned.eval()
+
+    def _teacher(self, original: nn.Module | None, task: Task) -> nn.Module:
+        if self.teacher is None:
+            assert original is not None
+            return original
+        if any(isinstance(one, Logits | Outputs) for one in self.objectives):
+            check_model(self.teacher, task)
+        return self.teacher
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """T^2 * KL(softmax(teacher / T) || softmax(student / T)), a mean over the samples.
+class Heard(nn.Module):
+    """A model that tells its output, and on request what its taps read; with projections if it learns."""
 
-    Args:
-        student: logits [B, K, ...].
-        teacher: logits of the same shape.
-        temperature: T; the factor T^2 keeps the gradient's size as T changes.
-    """
-    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
-    log_q = F.log_softmax(student.float() / temperature, dim=1)
-    divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
-    return divergence.mean() * temperature**2
+    def __init__(self, model: nn.Module, taps: Sequence[Tap], projections: nn.ModuleDict | None = None) -> None:
+        super().__init__()
+        self.model = with_taps(model, taps) if taps and isinstance(model, GraphModule) else copy.deepcopy(model)
+        self.projections = projections or nn.ModuleDict()
+        self.num_taps = len(taps)
+
+    def values(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """(output, one value a tap)."""
+        found = self.model(*inputs)
+        return found if self.num_taps else (found,)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.values(*inputs)[0]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student's and a teacher's tap that are compared; `project` is the dim that a projection makes alike."""
+
+    student: Tap
+    teacher: Tap
+    project: int | None = None
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Who learns what from whom: everything was checked. pairs: of each objective; none means the outputs."""
+
+    graph: nn.Module
+    teacher: nn.Module
+    task: Task
+    plan: DistillPlan
+    pairs: tuple[tuple[Pair, ...], ...]
+
+    def student(self) -> Heard:
+        """A copy of the graph that learns, with fresh projections."""
+        pairs = [pair for group in self.pairs for pair in group]
+        projections = nn.ModuleDict()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.plan.settings.seed)
+            for place, pair in enumerate(pairs):
+                if pair.project is not None:
+                    own, theirs = (int(tap.shape[pair.project] or 0) for tap in (pair.student, pair.teacher))
+                    projections[str(place)] = nn.Linear(own, theirs, bias=False)
+        return Heard(self.graph, [pair.student for pair in pairs], projections)
+
+    def objective(self) -> Callable[[Any, tuple[Tensor, ...], Tensor], Tensor]:
+        """(student, inputs, targets) -> the weighted sum; works on a copy of the teacher, in eval mode."""
+        pairs = [pair for group in self.pairs for pair in group]
+        teacher = Heard(self.teacher, [pair.teacher for pair in pairs]).eval()
+        channels_last_(teacher, self.task.train.inputs)
+
+        def lesson(student: Heard, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+            # no_grad and not inference_mode: the loss saves these outputs for its backward pass.
+            with torch.no_grad():
+                wanted = teacher.values(*inputs)
+            said = student.values(*inputs)
+            projected = [_projected(student, place, pair, said[place + 1]) for place, pair in enumerate(pairs)]
+            losses, first = [], 0
+            for objective, group in zip(self.plan.objectives, self.pairs, strict=True):
+                if isinstance(objective, Labels):
+                    losses.append(objective.weight * self.task.loss(said[0].float(), targets))
+                elif not group:
+                    losses.append(objective.weight * objective.loss(said[0], wanted[0]))
+                else:
+                    places = range(first, first + len(group))
+                    parts = [objective.loss(projected[place], wanted[place + 1]) for place in places]
+                    losses.append(objective.weight * torch.stack(parts).mean())
+                first += len(group)
+            return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+        # A checkpoint belongs to what was learned from whom.
+        what = " + ".join(_words(objective) for objective in self.plan.objectives)
+        lesson.__name__ = f"{what} of {fingerprint_weights(self.teacher, values=True)[:16]}"
+        return lesson
+
+
+def _projected(student: Heard, place: int, pair: Pair, value: Tensor) -> Tensor:
+    if pair.project is None:
+        return value
+    return student.projections[str(place)](value.movedim(pair.project, -1)).movedim(-1, pair.project)
+
+
+def _lesson(graph: nn.Module, teacher: nn.Module, plan: DistillPlan, task: Task) -> Lesson:
+    for objective in plan.objectives:
+        if isinstance(objective, Logits):
+            check_teacher(graph, teacher, task, who="Distill", instead="Outputs() or FineTune", dim=objective.dim)
+        elif isinstance(objective, Outputs):
+            _check_outputs(graph, teacher, task, who="Distill", dim=None)
+    related = min(plan.settings.batch_size, len(task.train))
+    if related < MIN_RELATED and any(isinstance(objective, Relations) for objective in plan.objectives):
+        raise PlanError(
+            f"Relations compares the samples of a batch, {MIN_RELATED} or more; the batches hold {related}. "
+            "Give the task a Fit with a larger batch_size."
+        )
+    named = [objective for objective in plan.objectives if isinstance(objective, Positioned) and objective.at]
+    if not named:
+        return Lesson(graph, teacher, task, plan, ((),) * len(plan.objectives))
+    if not isinstance(graph, GraphModule):
+        raise PlanError(
+            f"{_words(named[0])} names positions of a graph, and a {type(graph).__name__} was given. "
+            "Give trimtab.capture(model, example_inputs)."
+        )
+    if not isinstance(teacher, GraphModule):
+        teacher = capture(teacher, task.train.batch(slice(0, 2)).inputs)
+    pairs = tuple(_pairs(graph, teacher, one) if one in named else () for one in plan.objectives)
+    return Lesson(graph, teacher, task, plan, pairs)
+
+
+def _pairs(graph: GraphModule, teacher: GraphModule, objective: Any) -> tuple[Pair, ...]:
+    names = zip(objective.at, objective.teacher_at or objective.at, strict=True)
+    return tuple(pair for own, theirs in names for pair in _compared(graph, teacher, objective, own, theirs))
+
+
+def _compared(
+    graph: GraphModule, teacher: GraphModule, objective: Positioned, own: str, theirs: str
+) -> tuple[Pair, ...]:
+    taps = attention_taps if isinstance(objective, SelfAttention) else _value_taps
+    students, teachers = taps(graph, own, whose="graph"), taps(teacher, theirs, whose="teacher")
+    found = []
+    # A softmax has no values beside it: what both have is compared.
+    for student, other in zip(students, teachers, strict=False):
+        if why := objective.misfit(student.shape, other.shape):
+            shapes = " and ".join(str(["B", *tap.shape[1:]]).replace("'", "") for tap in (student, other))
+            raise PlanError(
+                f"{type(objective).__name__} cannot compare the graph's {own!r} with the teacher's {theirs!r}, of "
+                f"shapes {shapes}: {why}"
+            )
+        differs = [] if isinstance(objective, Relations) else projected_dim(student.shape, other.shape)
+        found.append(Pair(student, other, differs[0] if differs and objective.kind == "features" else None))
+    return tuple(found)
+
+
+def _value_taps(graph: GraphModule, name: str, *, whose: str) -> tuple[Tap, ...]:
+    return (value_tap(graph, name, whose=whose),)
 
 
 def soft_targets(teacher: nn.Module, temperature: float, *, example_inputs: tuple[Tensor, ...]) -> Any:
-    """The objective of learning from `teacher`; works on a copy of it, in eval mode."""
+    """The objective of learning a teacher's soft answers alone, for any student; works on a copy, in eval mode."""
     teacher = copy.deepcopy(teacher).eval()
     channels_last_(teacher, example_inputs)
 
     def soft_target_loss(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        # no_grad and not inference_mode: the loss saves these outputs for its backward pass.
         with torch.no_grad():
             wanted = teacher(*inputs)
         return distillation_loss(model(*inputs), wanted, temperature=temperature)
@@ -113,33 +294,47 @@ def soft_targets(teacher: nn.Module, temperature: float, *, example_inputs: tupl
     return soft_target_loss
 
 
-def check_teacher(student: nn.Module, teacher: nn.Module, task: Task, *, who: str, instead: str) -> None:
-    """Refuse an original that `student` cannot learn classes from.
+def check_teacher(student: nn.Module, teacher: nn.Module, task: Task, *, who: str, instead: str, dim: int = 1) -> None:
+    """Refuse a teacher that `student` cannot learn classes from.
 
     Args:
         student: what learns.
-        teacher: the original.
+        teacher: what it learns from.
         task: gives two inputs, and the kind of targets.
         who: the method that asks, for the message.
         instead: what learns from labels with the task's own loss.
+        dim: of the outputs, the one that holds the classes.
 
     Raises:
         PlanError: the outputs differ in shape, or are not the probabilities of classes.
     """
-    sample = task.train.batch(slice(0, 2))
-    learns, teaches = (tuple(predict(model, sample.inputs).shape[1:]) for model in (student, teacher))
-    if learns != teaches:
-        raise PlanError(
-            f"{who} cannot match outputs of different shapes: the graph's are {learns} a sample, the original's "
-            f"{teaches}. Give the graph the original's outputs."
-        )
+    teaches = _check_outputs(student, teacher, task, who=who, dim=dim)
     if task.train.targets.is_floating_point():
         raise PlanError(
             f"{who} compares the probabilities of classes, but the task's targets are real numbers. "
             f"Use {instead}, which learns from them with the task's own loss."
         )
-    if not teaches or teaches[0] < 2:
+    classes = teaches[dim - (dim > 0)] if -len(teaches) <= dim <= len(teaches) and dim else 0
+    if classes < 2:
         raise PlanError(
-            f"{who} compares the probabilities of K >= 2 classes, but the original's outputs are {teaches} a "
-            f"sample. Use {instead}, which learns from labels with the task's own loss."
+            f"{who} compares the probabilities of K >= 2 classes in dim {dim}, but the original's outputs are "
+            f"{teaches} a sample. Use {instead}, which learns from labels with the task's own loss."
         )
+
+
+def _check_outputs(student: nn.Module, teacher: nn.Module, task: Task, *, who: str, dim: int | None) -> tuple[int, ...]:
+    sample = task.train.batch(slice(0, 2))
+    learns, teaches = (tuple(predict(model, sample.inputs).shape) for model in (student, teacher))
+    if learns == teaches:
+        return teaches[1:]
+    counts = ""
+    if dim is not None and len(learns) == len(teaches) > dim:
+        counts = f" (classes, or tokens of the vocabulary: {learns[dim]} and {teaches[dim]})"
+    raise PlanError(
+        f"{who} cannot match outputs of different shapes: the graph's are {learns[1:]} a sample, the original's "
+        f"{teaches[1:]}{counts}. Give the graph the original's outputs, or a teacher with the graph's."
+    )
+
+
+def _words(objective: Objective) -> str:
+    return str(objective).replace(f", kind={objective.kind!r}", "")
