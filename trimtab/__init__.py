@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from trimtab.compress.allocate import Budget
     from trimtab.compress.blocks import DropBlocks
     from trimtab.compress.distill import Distill
+    from trimtab.compress.dynamic import Dynamic
     from trimtab.compress.finetune import FineTune
     from trimtab.compress.prune import Prune
     from trimtab.compress.qat import QAT
     from trimtab.compress.quantize import Quantize
     from trimtab.compress.sparsify import Sparsify
+    from trimtab.compress.weightonly import WeightOnly
     from trimtab.core import (
         Artifact,
         Bound,
@@ -52,6 +54,7 @@ FRONT_DOOR = {
     "Distill": "compress.distill",
     "Drop": "core",
     "DropBlocks": "compress.blocks",
+    "Dynamic": "compress.dynamic",
     "FineTune": "compress.finetune",
     "Fit": "core",
     "Goal": "core",
@@ -71,6 +74,7 @@ FRONT_DOOR = {
     "Tools": "core",
     "TrimtabError": "errors",
     "Verdict": "core",
+    "WeightOnly": "compress.weightonly",
     "as_module": "graph.rebuild",
     "capture": "graph.capture",
     "doctor": "diagnose",
@@ -91,6 +95,7 @@ __all__ = [  # noqa: RUF022 - in plain order, also where a name is an abbreviati
     "Distill",
     "Drop",
     "DropBlocks",
+    "Dynamic",
     "FineTune",
     "Fit",
     "Goal",
@@ -110,6 +115,7 @@ __all__ = [  # noqa: RUF022 - in plain order, also where a name is an abbreviati
     "Tools",
     "TrimtabError",
     "Verdict",
+    "WeightOnly",
     "as_module",
     "capture",
     "doctor",

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 Word = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Quantity = Literal["latency_ms", "size_bytes", "memory_bytes"]
-Precision = Literal["fp32", "bf16", "int8"]
+# Floats; then what a graph is quantized to: int8 static, int8 dynamic, and weights alone (w) in so many bits.
+Precision = Literal["fp32", "bf16", "int8", "int8d", "int8w", "int4w", "nf4w", "fp8", "fp16"]
 QUANTITIES: tuple[Quantity, ...] = ("latency_ms", "size_bytes", "memory_bytes")
 
 

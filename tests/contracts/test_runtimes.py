@@ -15,13 +15,16 @@ from torch.fx import GraphModule
 
 from tests.nets import net
 from tests.runtimes.quantized import quantized_graph
-from trimtab.core import Precision
+from trimtab.compress.dynamic import Dynamic
+from trimtab.compress.weightonly import PRECISIONS, WeightOnly
+from trimtab.core import Precision, Tools
 from trimtab.errors import RuntimeFailed
 from trimtab.graph.capture import capture
 from trimtab.graph.modes import frozen_modes
 from trimtab.graph.shapes import example_inputs
 from trimtab.runtimes import RUNTIMES, supported
 from trimtab.runtimes.check import TOLERANCE, compare, require_agreement
+from trimtab.runtimes.formats import PACKED
 from trimtab.runtimes.process import Served
 
 BATCH_SIZE = 3
@@ -52,6 +55,18 @@ ROWS = [
     ("openvino", "fp32", "two"),
     ("openvino", "bf16", "conv"),
     ("openvino", "int8", "quantized"),
+    ("eager", "int4w", "conv"),
+    ("onnxruntime", "int4w", "mlp"),
+    ("onnxruntime", "int8d", "two"),
+    ("onnxruntime", "nf4w", "conv"),
+    ("openvino", "int4w", "two"),
+    ("openvino", "nf4w", "mlp"),
+    *(
+        pytest.param((name, precision, "mlp"), marks=slow)
+        for name in ("eager", "onnxruntime", "openvino")
+        for precision in ("int8w", "nf4w", "fp8", "fp16")
+        if precision != "nf4w" or name == "eager"
+    ),
     ("inductor", "fp32", "conv"),
     pytest.param(("inductor", "fp32", "two"), marks=slow),
     pytest.param(("inductor", "bf16", "resnet"), marks=slow),
@@ -79,7 +94,20 @@ class Row:
             return frozen_modes(self.graph)(*map(torch.from_numpy, inputs)).numpy()
 
 
-def make_graph(name: str) -> GraphModule:
+def packed(graph: GraphModule, precision: Precision) -> GraphModule:
+    """The graph in that precision, if it is one of weights or of ranges found at run time."""
+    method: WeightOnly | Dynamic = Dynamic(min_features=1)
+    if precision != "int8d":
+        method = WeightOnly(next(name for name, own in PRECISIONS.items() if own == precision))
+    return method.apply(graph, method.plan(graph, None), Tools())  # type: ignore[arg-type]
+
+
+def make_graph(name: str, precision: Precision) -> GraphModule:
+    graph = float_graph(name)
+    return packed(graph, precision) if precision == "int8d" or precision in PACKED else graph
+
+
+def float_graph(name: str) -> GraphModule:
     if name == "quantized":
         return quantized_graph()
     if name == "two":
@@ -94,7 +122,7 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     runtime, precision, name = request.param
     if reason := RUNTIMES[runtime].missing() or supported(runtime, precision):
         pytest.skip(reason)
-    graph = make_graph(name)
+    graph = make_graph(name, precision)
     folder = tmp_path_factory.mktemp("exported")
     files = RUNTIMES[runtime].export(graph, folder, precision=precision, batch_size=BATCH_SIZE, threads=1)
     with Served(runtime, folder, precision=precision, threads=1, exact=precision != "bf16") as served:
@@ -117,7 +145,7 @@ def test_answers_are_the_graphs_for_any_number_of_samples(row: Row, size: int) -
 
 
 def test_exporting_left_the_graph_alone(row: Row) -> None:
-    fresh = make_graph(row.net)
+    fresh = make_graph(row.net, row.precision)
     assert row.graph.code == fresh.code
     after, before = row.graph.state_dict(), fresh.state_dict()
     assert after.keys() == before.keys()
@@ -153,7 +181,7 @@ def test_inputs_that_do_not_fit_are_refused_before_native_code_sees_them(row: Ro
     assert len(row.served.run(good, batch_size=2)) == 2
 
 
-def test_a_quantized_graph_is_int8_and_nothing_else(row: Row, tmp_path: Path) -> None:
+def test_a_graph_is_served_in_what_it_is_quantized_to_and_nothing_else(row: Row, tmp_path: Path) -> None:
     wrong: Precision = "fp32" if row.precision == "int8" else "int8"
     with pytest.raises(RuntimeFailed, match="int8"):
         RUNTIMES[row.runtime].export(row.graph, tmp_path, precision=wrong, batch_size=1, threads=1)

@@ -85,18 +85,18 @@ def compensate_(
         outputs: weight -> True where an output of the original layer is still there, if some are not.
         report: told of progress.
     """
-    targets, inputs = _Walk(original, batches(data)), _Walk(pruned, batches(data))
+    targets, inputs = Walk(original, batches(data)), Walk(pruned, batches(data))
     for place, node in enumerate(nodes):
         if report:
             report(place, len(nodes), f"compensating {node}")
-        problem = _gather(targets, inputs, node, outputs)
-        if (solved := _solve(problem)) is not None:
-            _write_(pruned, problem.layer, solved)
+        problem = gather(targets, inputs, node, outputs)
+        if (solved := solve(problem)) is not None:
+            write_(pruned, problem.layer, solved)
     return pruned
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """The sums of a layer over two halves of the batches, and its weights [num_groups, features, outputs]."""
 
     layer: Layer
@@ -104,7 +104,7 @@ class _Problem:
     halves: tuple[Gram, Gram]
 
 
-class _Walk:
+class Walk:
     """Runs a graph over many batches, from node to node: each batch keeps only what is needed further on."""
 
     def __init__(self, graph: GraphModule, data: list[Split]) -> None:
@@ -145,7 +145,12 @@ class _Walk:
         return self._run.run_node(node)  # type: ignore[no-any-return]
 
 
-def _gather(targets: _Walk, inputs: _Walk, name: str, outputs: Mapping[str, Tensor]) -> _Problem:
+def gather(targets: Walk, inputs: Walk, name: str, outputs: Mapping[str, Tensor]) -> Problem:
+    """The problem of a layer: its inputs from one graph, what it should give from the other.
+
+    Raises:
+        PlanError: the calibration samples give NaN or infinity there.
+    """
     layer, node = layer_of(inputs.graph, inputs.nodes[name]), inputs.nodes[name]
     assert layer is not None
     weight = get_tensor(inputs.graph, layer.weight).detach()
@@ -168,10 +173,10 @@ def _gather(targets: _Walk, inputs: _Walk, name: str, outputs: Mapping[str, Tens
     if layer.bias:
         bias = get_tensor(inputs.graph, layer.bias).detach().double().reshape(layer.num_groups, 1, -1)
         matrix = torch.cat([matrix, bias.expand(-1, -1, matrix.shape[-1])], dim=1)
-    return _Problem(layer, matrix, halves)
+    return Problem(layer, matrix, halves)
 
 
-def _solve(problem: _Problem) -> Tensor | None:
+def solve(problem: Problem) -> Tensor | None:
     """The weights with the ridge that predicts held-out batches best; None if nothing beats those that are there.
 
     Each half is predicted from the other, so no sample is without its turn.
@@ -206,7 +211,8 @@ def _error(gram: Gram, weight: Tensor) -> float:
 
 
 @torch.no_grad()
-def _write_(graph: GraphModule, layer: Layer, solved: Tensor) -> None:
+def write_(graph: GraphModule, layer: Layer, solved: Tensor) -> None:
+    """Give the layer what solves its problem, [num_groups, features, outputs], the bias being the last feature."""
     weight = get_tensor(graph, layer.weight)
     if layer.bias:
         bias = get_tensor(graph, layer.bias)

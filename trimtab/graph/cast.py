@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor, set_tensor_
+from trimtab.graph.packed import precision_of
 from trimtab.graph.shapes import refresh_shapes_
 
 aten = torch.ops.aten
@@ -29,7 +30,7 @@ def cast(graph: GraphModule, dtype: torch.dtype) -> GraphModule:
     Raises:
         PlanError: the graph is quantized, or mixes dtypes in a way that casting cannot keep.
     """
-    if any(getattr(node.target, "namespace", "") == "quantized_decomposed" for node in graph.graph.nodes):
+    if precision_of(graph):
         raise PlanError(f"A quantized graph cannot be cast to {dtype}: its scales need fp32. Cast before Quantize.")
     result = copy.deepcopy(graph)
     _cast_weights_(result, dtype)

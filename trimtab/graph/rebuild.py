@@ -28,6 +28,7 @@ from trimtab.graph.calls import arguments
 from trimtab.graph.capture import capture, get_tensor, user_line
 from trimtab.graph.compare import CHECK_BATCH, disagreement, relative_error
 from trimtab.graph.modes import TRAINING
+from trimtab.graph.packed import precision_of
 from trimtab.graph.shapes import example_inputs
 
 M = TypeVar("M", bound=nn.Module)
@@ -122,7 +123,7 @@ def as_module(graph: GraphModule, *, like: M) -> M:
             "as_module takes a captured graph, and a module of your own class as `like`; "
             f"got a {type(graph).__name__} and a {kind}. Give the module that you captured."
         )
-    if any(getattr(node.target, "namespace", "") == "quantized_decomposed" for node in graph.graph.nodes):
+    if precision_of(graph):
         raise PlanError(f"A quantized graph cannot be a {kind}: its layers hold no scales. {KEEPS}")
     inputs = example_inputs(graph, batch_size=CHECK_BATCH)
     try:

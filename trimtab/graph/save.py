@@ -28,7 +28,12 @@ from trimtab.graph.shapes import InputSpec, input_specs, refresh_shapes_
 FORMAT = 2
 GRAPH_FILE = "graph.json"
 WEIGHTS_FILE = "weights.safetensors"
-OPERATOR_SETS = ("aten", "quantized_decomposed")
+# Operator sets -> the module that registers them, if PyTorch does not do so by itself.
+OPERATOR_SETS = {
+    "aten": None,
+    "quantized_decomposed": "torch.ao.quantization.fx._decomposed",
+    "trimtab": "trimtab.graph.packed",
+}
 # What shape arithmetic is made of. A file names functions to call, so only these, by name, are ever looked up.
 PLAIN = {
     f"{module.__name__.lstrip('_')}:{name}": getattr(module, name)
@@ -140,8 +145,8 @@ def _target(name: str) -> Any:
             f"The graph calls {name!r}, which is neither one of the {', '.join(OPERATOR_SETS)} operators nor shape "
             "arithmetic. It was not written by trimtab: do not trust it."
         )
-    if namespace == "quantized_decomposed":
-        importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers these operators
+    if registers := OPERATOR_SETS[namespace]:
+        importlib.import_module(registers)
     try:
         return getattr(getattr(getattr(torch.ops, namespace), operator_name), overload)
     except AttributeError as error:

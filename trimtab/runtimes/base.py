@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trimtab.errors import RuntimeFailed, RuntimeMissing, TrimtabError
 from trimtab.files import write_json
+from trimtab.runtimes.formats import lacking
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,8 +123,10 @@ def read_signature(folder: Path) -> Signature:
 
 
 def is_quantized(graph: GraphModule) -> bool:
-    """Whether the graph holds quantize and dequantize operations."""
-    return any(getattr(node.target, "namespace", "") == "quantized_decomposed" for node in graph.graph.nodes)
+    """Whether the graph holds quantize operations or packed weights."""
+    from trimtab.graph.packed import precision_of
+
+    return precision_of(graph) is not None
 
 
 def require_usable(runtime: Runtime, graph: GraphModule, precision: Precision) -> None:
@@ -137,16 +140,20 @@ def require_usable(runtime: Runtime, graph: GraphModule, precision: Precision) -
         raise RuntimeMissing(missing)
     if reason := unsupported(runtime, precision):
         raise RuntimeFailed(reason)
-    if is_quantized(graph) and precision != "int8":
-        raise RuntimeFailed(f"The graph is quantized, so it cannot be exported as {precision}; use precision='int8'.")
-    if precision == "int8" and not is_quantized(graph):
-        raise RuntimeFailed("The graph holds no quantize operations, so it is not int8; apply Quantize first.")
+    from trimtab.graph.packed import precision_of
+
+    held = precision_of(graph)
+    if held and held != precision:
+        raise RuntimeFailed(f"The graph is quantized, so it cannot be exported as {precision}; use precision={held!r}.")
+    if precision not in ("fp32", "bf16") and not held:
+        method = {"int8": "Quantize", "int8d": "Dynamic"}.get(precision, "WeightOnly")
+        raise RuntimeFailed(f"The graph holds no quantize operations, so it is not {precision}; apply {method} first.")
 
 
 def unsupported(runtime: Runtime, precision: Precision) -> str | None:
     """Why `runtime` cannot serve in `precision` on this machine, or None."""
     if precision not in runtime.precisions:
-        return f"{runtime.name} has no {precision} here; it has {', '.join(runtime.precisions)}."
+        return lacking(runtime.name, precision)
     return runtime.unsupported(precision)
 
 

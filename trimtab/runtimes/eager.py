@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.runtimes.base import no_torch_bf16, require_usable, write_signature
+from trimtab.runtimes.formats import precisions_of
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Eager:
-    """The graph itself in PyTorch, without compiling. Quantized graphs would only be simulated: refused."""
+    """The graph in PyTorch, not compiled. Packed weights are unpacked at each use; integers are refused."""
 
     name: str = "eager"
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    precisions: tuple[Precision, ...] = precisions_of("eager")
 
     def missing(self, *, serving: bool = False) -> str | None:
         """None: PyTorch is always there."""

@@ -23,6 +23,7 @@ from trimtab.runtimes.base import (
     require_usable,
     write_signature,
 )
+from trimtab.runtimes.formats import precisions_of
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -38,7 +39,7 @@ class Inductor:
     """One native package, made by the C++ compiler of this machine for this machine."""
 
     name: str = "inductor"
-    precisions: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+    precisions: tuple[Precision, ...] = precisions_of("inductor")
 
     def missing(self, *, serving: bool = False) -> str | None:
         """The C++ compiler, if there is none; running what was compiled needs none."""

@@ -1,4 +1,4 @@
-"""A graph as one ONNX file: opset 20, dynamic batch, int8 weights stored as int8.
+"""A graph as one ONNX file: opset 20 (21 for packed weights), dynamic batch, int8 weights stored as int8.
 
 PyTorch's exporter writes our quantize operations as QuantizeLinear and DequantizeLinear already. Three things are
 mended afterwards: biases of quantized layers become int32 (without that ONNX Runtime leaves the last layer in fp32),
@@ -9,16 +9,17 @@ notes (source lines and paths of this machine, a third of a small file) go.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trimtab.runtimes.base import exported_program, exporting
+from trimtab.runtimes.onnxpacked import packed_weights_, translations
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
     from torch.fx import GraphModule
 
-OPSET = 20
+OPSET, PACKED_OPSET = 20, 21  # 4 bits and blocks came with 21
 INT32_MAX = 2**31 - 1
 SAME_SCALE = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "MaxPool")
 
@@ -29,20 +30,33 @@ def missing_exporter() -> str | None:
     return f"Writing ONNX needs {' and '.join(lacking)}: pip install {' '.join(lacking)}" if lacking else None
 
 
-def onnx_model(graph: GraphModule) -> ModelProto:
+def onnx_model(graph: GraphModule, *, packed: Callable[[ModelProto], None] = packed_weights_) -> ModelProto:
     """The graph in ONNX, as runtimes like it best.
+
+    Args:
+        graph: with or without packed weights.
+        packed: rewrites the nodes that stand for packed weights, in place; as ONNX Runtime reads them by default.
 
     Raises:
         RuntimeFailed: ONNX has no form of one of its operations.
     """
     import torch
 
+    from trimtab.graph.packed import holds_packed
+
+    ours = holds_packed(graph)
     with exporting("ONNX"), torch.no_grad():
         program = torch.onnx.export(
-            exported_program(graph, batch_size=None), dynamo=True, opset_version=OPSET, verbose=False
+            exported_program(graph, batch_size=None),
+            dynamo=True,
+            opset_version=PACKED_OPSET if ours else OPSET,
+            verbose=False,
+            custom_translation_table=translations() if ours else None,
         )
     assert program is not None, "torch.onnx.export with dynamo returns a program"
     model = program.model_proto
+    if ours:
+        packed(model)
     integer_biases_(model.graph)
     global_pools_(model.graph)
     strip_notes_(model)

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.runtimes.base import exporting, require_usable, write_signature
+from trimtab.runtimes.formats import precisions_of
 from trimtab.runtimes.onnxfile import missing_exporter, onnx_model
+from trimtab.runtimes.onnxpacked import Bytes
+from trimtab.runtimes.openvinopacked import packed_constants_, weights_as_inputs
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -32,7 +35,7 @@ class OpenVino:
     """OpenVINO's IR: model.xml with model.bin. int8 leaves what is not quantized in bf16 where the CPU has it."""
 
     name: str = "openvino"
-    precisions: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+    precisions: tuple[Precision, ...] = precisions_of("openvino")
 
     def missing(self, *, serving: bool = False) -> str | None:
         """What has to be installed, with the command, or None."""
@@ -54,8 +57,10 @@ class OpenVino:
         openvino = _openvino()
         with exporting(self.name), tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "model.onnx"
-            file.write_bytes(onnx_model(graph).SerializeToString())
+            weights: dict[str, Bytes] = {}
+            file.write_bytes(onnx_model(graph, packed=weights_as_inputs(weights)).SerializeToString())
             model = openvino.convert_model(file)
+            packed_constants_(openvino, model, weights)
             openvino.save_model(model, folder / FILES[0], compress_to_fp16=False)
         return *FILES, write_signature(graph, folder, runtime=self.name, batch_size=batch_size)
 
@@ -73,6 +78,8 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
         }
+        if exact:  # packed weights would meet activations in 8 bits
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         requests: dict[int, Any] = {}
 
         def compiled(batch_size: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import get_args
 
 from trimtab.core import Candidate, Goal, Precision, Recipe, Skip, Target, Trial
 
@@ -10,25 +11,33 @@ RISK = 0.2
 # From this chance on, training to recover quality is not worth its time.
 SURE = 0.95
 LEARNING = ("distill", "fine-tune")
-INTEGER = ("int8", "int8 QAT")
+# The precisions that a method brings about; the others are a matter of how a graph is served.
+QUANTIZED: tuple[Precision, ...] = tuple(
+    precision for precision in get_args(Precision) if precision not in ("fp32", "bf16")
+)
 SLOW, SLOW_INTEGERS, SLOW_TRIAL = 1.25, 1.5, 1.1
 
 
 def candidates(recipes: Iterable[Recipe], precisions: Mapping[str, Precision]) -> list[Candidate]:
     """Every recipe in every runtime of `precisions` (runtime -> its best free precision).
 
-    A recipe that quantizes is served in int8.
+    A recipe that quantizes is served in what it quantizes to.
     """
     return [
-        Candidate(recipe, runtime, "int8" if quantizes(recipe) else precision)
+        Candidate(recipe, runtime, quantized_to(recipe) or precision)
         for recipe in recipes
         for runtime, precision in precisions.items()
     ]
 
 
-def quantizes(recipe: Recipe) -> bool:
-    """Whether the recipe ends in integers."""
-    return any(method.name in INTEGER for method in recipe.methods)
+def quantized_to(recipe: Recipe) -> Precision | None:
+    """The precision that the recipe ends in, or None for floats: the first word of its last quantizing method.
+
+    >>> quantized_to(Recipe()) is None
+    True
+    """
+    words = [method.name.split()[0] for method in recipe.methods]
+    return next((precision for word in reversed(words) for precision in QUANTIZED if precision == word), None)
 
 
 def unrecovered(recipe: Recipe) -> Recipe | None:
@@ -57,8 +66,9 @@ def worth_trying(
     precisions: dict[str, Precision] = {}
     for trial in ranked:
         precisions.setdefault(trial.runtime, trial.precision)
-    kind, limit = ("int8", SLOW_INTEGERS) if quantizes(recipe) else ("floating-point", SLOW)
-    same = [trial for trial in measured if (trial.precision == "int8") == quantizes(recipe)]
+    to = quantized_to(recipe)
+    kind, limit = (to, SLOW_INTEGERS) if to else ("floating-point", SLOW)
+    same = [trial for trial in measured if (trial.precision if trial.precision in QUANTIZED else None) == to]
     first = [trial for trial in same if trial.recipe == same[0].recipe]
     slow = _slow(ranked, costs, limit, f"in {minimise} its best free baseline")
     slow |= _slow(first, {trial.id: 1 / gained(trial) for trial in first}, SLOW_TRIAL, f"its first {kind} trial")
