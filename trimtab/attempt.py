@@ -34,6 +34,7 @@ from trimtab.measure.quality import Scores, graded, held_against, value
 from trimtab.measure.verdict import chance_of_all
 from trimtab.report.terminal import Progress
 from trimtab.runtimes import RUNTIMES, supported
+from trimtab.runtimes.coverage import coverage, fallbacks
 from trimtab.runtimes.evaluate import Exported, export_checked
 from trimtab.runtimes.trial import Bench, arrays, try_free, try_one
 from trimtab.search.space import SURE, best_free, candidates, eligible, unrecovered, worth_trying
@@ -256,11 +257,18 @@ def _outcome(job: Job, bench: Bench, built: Built, free: list[Trial], candidate:
         baseline = exported(job, best_free(free, job.goal, job.target))
         job.show.step(1, 2, f"timing {candidate.name}")
         try:
-            return Outcome(try_one(bench, baseline, own, recipe=candidate.recipe.name))
+            return Outcome(try_one(bench, baseline, own, recipe=candidate.recipe.name), _fallbacks(built, own))
         except MetricError as error:
             return Outcome(skipped=(failed(job.held, candidate.name, _file_name(candidate), error),))
 
     return job.held.once(f"trials/{_file_name(candidate)}", make, Outcome)
+
+
+def _fallbacks(built: Built, own: Exported) -> tuple[Skip, ...]:
+    """The quantized layers that the runtime runs in floating point all the same."""
+    if own.precision in FREE_PRECISIONS:
+        return ()
+    return fallbacks(built.graph, coverage(own.runtime, own.folder, precision=own.precision), own.precision)
 
 
 def _brief(error: RuntimeFailed) -> str:

@@ -22,7 +22,7 @@ from trimtab.core import Fit, Recipe, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
 from trimtab.graph.fold import fold_batchnorm
-from trimtab.search.space import candidates, quantizes
+from trimtab.search.space import candidates, quantized_to
 from trimtab.train.loop import fit, score
 
 FIT = Fit(epochs=1, batch_size=32, lr=1e-2, precision="fp32")
@@ -158,7 +158,7 @@ def test_it_follows_pruning_and_distillation_and_is_served_as_integers():
     for method in recipe.methods:
         found = method.apply(found, method.plan(found, task), tools)
     assert found(x).shape == graph(x).shape
-    assert quantizes(recipe)
+    assert quantized_to(recipe) == "int8"
     assert recipe.name == "prune .5 + distill + int8 QAT"
     assert [c.precision for c in candidates([recipe], {"onnxruntime": "fp32"})] == ["int8"]
 

@@ -89,8 +89,10 @@ def race(
         peaks = {name: process.peak_bytes() for name, process in served.items()}
         first = tuple(x[:1] for x in inputs)
         questions = {name: inputs if asked is None or name in asked else first for name in served}
+        # Ranges found at run time are those of a batch: such a file is judged on the batches that it will serve.
+        sizes = {name: target.batch_size if contestants[name].precision == "int8d" else CHUNK for name in served}
         return {
-            name: Raced(timings[name], peaks[name], process.run(questions[name], batch_size=CHUNK))
+            name: Raced(timings[name], peaks[name], process.run(questions[name], batch_size=sizes[name]))
             for name, process in served.items()
         }
 

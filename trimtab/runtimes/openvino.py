@@ -45,7 +45,7 @@ class OpenVino:
 
     def unsupported(self, precision: Precision) -> str | None:
         """Why this machine does not have a precision out of `precisions`, or None."""
-        if precision != "bf16" or _has_bf16(_openvino().Core()):
+        if precision != "bf16" or _has_bf16(without_telemetry().Core()):
             return None
         return "openvino has no bf16 on this CPU: it is not among the plugin's OPTIMIZATION_CAPABILITIES."
 
@@ -54,7 +54,7 @@ class OpenVino:
     ) -> tuple[str, ...]:
         """Write OpenVINO's IR in full precision; returns the file names."""
         require_usable(self, graph, precision)
-        openvino = _openvino()
+        openvino = without_telemetry()
         with exporting(self.name), tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "model.onnx"
             weights: dict[str, Bytes] = {}
@@ -68,7 +68,7 @@ class OpenVino:
         """Load the IR; it is compiled when a batch size first comes."""
         import numpy as np
 
-        openvino = _openvino()
+        openvino = without_telemetry()
         core = openvino.Core()
         model = core.read_model(folder / FILES[0])
         wants_bf16 = precision != "fp32" and not exact and _has_bf16(core)
@@ -86,7 +86,7 @@ class OpenVino:
             while len(requests) >= NUM_COMPILED:
                 del requests[next(iter(requests))]
             fixed = model.clone()
-            fixed.reshape({value: _with_batch(value, batch_size) for value in fixed.inputs})
+            fixed.reshape({value: with_batch(value, batch_size) for value in fixed.inputs})
             return core.compile_model(fixed, "CPU", settings).create_infer_request()
 
         def call(inputs: tuple[Array, ...]) -> Array:
@@ -105,7 +105,8 @@ class OpenVino:
         return call
 
 
-def _openvino() -> Any:
+def without_telemetry() -> Any:
+    """OpenVINO's package, imported so that it reports nothing."""
     # Merely importing openvino reports usage over the network and writes into the home folder, unless it does not
     # find its telemetry package: then it uses a stand-in of its own that does nothing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -116,7 +117,8 @@ def _has_bf16(core: Any) -> bool:
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _with_batch(value: Any, batch_size: int) -> Any:
+def with_batch(value: Any, batch_size: int) -> Any:
+    """The shape of an input for one batch size."""
     shape = value.get_partial_shape()
     shape[0] = batch_size
     return shape
