@@ -3,7 +3,7 @@
     scripts/bench qat
 
 For each of three seeds the network is trained as the task says, and quantized to 4-bit weights and 8-bit activations
-by `Quantize` (the observer and bias correction that do best on `select`), by `Distill` and then the same `Quantize`,
+by `Quantize` (with or without bias correction, as does better on `select`), by `Distill` and then the same `Quantize`,
 and by `QAT` from the original's answers and from labels, each for the same epochs at the same learning rate. Accuracy
 is on `verify`, of what ONNX Runtime answers from the exported file; so is the agreement of each file with its graph.
 What ended is kept in build/qat. Writes benchmarks/results/qat_cpu_DATE.md. About ten minutes on two idle cores.
@@ -30,7 +30,6 @@ from torch import nn
 from torch.fx import GraphModule
 
 from trimtab.compress.distill import Distill
-from trimtab.compress.observers import OBSERVERS
 from trimtab.compress.qat import QAT
 from trimtab.compress.quantize import Quantize
 from trimtab.core import Split, Task, Tools
@@ -69,10 +68,10 @@ def cells(work: Path, seed: int, task: Task, verify: Split) -> list[dict[str, An
 
     def quantize(stem: GraphModule) -> tuple[GraphModule, str]:
         found = []
-        for observer, correct in itertools.product(OBSERVERS, (False, True)):
-            method = Quantize(observer=observer, weight_bits=BITS, correct_bias=correct)
+        for correct in (False, True):
+            method = Quantize(weight_bits=BITS, correct_bias=correct)
             made = method.apply(stem, method.plan(stem, task), tools)
-            found.append((accuracy(made, task.select, task), f"{observer}{', bias' * correct}", made))
+            found.append((accuracy(made, task.select, task), "bias corrected" if correct else "plain", made))
         _, chosen, made = max(found, key=lambda one: one[0])
         return made, chosen
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from trimtab.graph.rebuild import as_module
     from trimtab.graph.save import load_graph, save_graph
     from trimtab.pipeline import optimize
+    from trimtab.train.integers import integer_weights_
     from trimtab.train.loop import fit, score, training
 
 # name -> where it lives; what is asked for is imported, and nothing else
@@ -79,6 +80,7 @@ FRONT_DOOR = {
     "capture": "graph.capture",
     "doctor": "diagnose",
     "fit": "train.loop",
+    "integer_weights_": "train.integers",
     "load": "artifact",
     "load_graph": "graph.save",
     "optimize": "pipeline",
@@ -120,6 +122,7 @@ __all__ = [  # noqa: RUF022 - in plain order, also where a name is an abbreviati
     "capture",
     "doctor",
     "fit",
+    "integer_weights_",
     "load",
     "load_graph",
     "optimize",

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from trimtab.errors import CaptureError
 from trimtab.graph.modes import live_modes_
@@ -54,6 +55,7 @@ def capture(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModul
         CaptureError: with the line of the model that cannot be captured, and how to mend it.
     """
     _refuse_cumulative_averages(module)
+    _refuse_wrapped_weights(module)
     original = _with_named_weights_(copy.deepcopy(module).eval())
     inputs = tuple(_at_least_two(x) for x in example_inputs)
     batch = torch.export.Dim("batch", min=1)
@@ -76,6 +78,16 @@ def _refuse_cumulative_averages(module: nn.Module) -> None:
                 f"{type(module).__name__} cannot be captured as one graph: {name} is a {type(part).__name__} with "
                 "momentum=None, a cumulative average that a graph cannot go on with. Give it a momentum: "
                 f"model.get_submodule({name!r}).momentum = 0.1"
+            )
+
+
+def _refuse_wrapped_weights(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_traceable_wrapper_subclass(tensor):
+            raise CaptureError(
+                f"{type(module).__name__} cannot be captured as one graph: {name} is an {type(tensor).__name__}, and a "
+                "graph holds ordinary tensors. Give the model with such, e.g. "
+                "trimtab.train.integers.float_weights_(model)."
             )
 
 

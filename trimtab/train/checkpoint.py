@@ -20,6 +20,9 @@ from torch.optim import Optimizer
 
 from trimtab.errors import RunError
 from trimtab.files import write_atomic
+from trimtab.train.integers import named_tensors
+
+FORMAT = "trimtab checkpoint 1"
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     note = json.dumps(
         {"step": checkpoint.step, "precision": checkpoint.precision, "identity": checkpoint.identity}, sort_keys=True
     )
-    metadata = {"format": "trimtab checkpoint 1", "note": note, "sha256": _hash(note, checkpoint.tensors)}
+    metadata = {"format": FORMAT, "note": note, "sha256": _hash(note, checkpoint.tensors)}
     write_atomic(path, save(checkpoint.tensors, metadata=metadata))
 
 
@@ -58,7 +61,7 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
     except (safetensors.SafetensorError, OSError) as error:
         raise RunError(_damaged(path, str(error))) from error
     note = metadata.get("note", "")
-    if metadata.get("sha256") != _hash(note, tensors):
+    if metadata.get("format") != FORMAT or metadata.get("sha256") != _hash(note, tensors):
         raise RunError(_damaged(path, "its content does not match its hash"))
     value: dict[str, Any] = json.loads(note)
     _refuse_other(path, value["identity"], identity)
@@ -67,7 +70,7 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
 
 def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Copies of the model's parameters and buffers and of the optimizer's state, by name."""
-    tensors = {f"model.{name}": tensor for name, tensor in _named(model).items()}
+    tensors = {f"model.{name}": tensor for name, tensor in named_tensors(model).items()}
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer.{key}.{name}": tensor for key, tensor in state.items()}
@@ -77,7 +80,7 @@ def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 def restore_(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `tensors_of` took, into the very tensors that are there."""
     with torch.no_grad():
-        for name, tensor in _named(model).items():
+        for name, tensor in named_tensors(model).items():
             tensor.copy_(tensors[f"model.{name}"])
     parameters = dict(model.named_parameters())
     for full, tensor in tensors.items():
@@ -90,13 +93,9 @@ def restore_(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor])
 
 def describe_model(model: nn.Module) -> dict[str, str]:
     """What a checkpoint must share with a model: its tensors' shapes, and the values it begins from."""
-    tensors = {name: _copied(tensor) for name, tensor in _named(model).items()}
+    tensors = {name: _copied(tensor) for name, tensor in named_tensors(model).items()}
     shapes = "; ".join(f"{name} {list(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(tensors.items()))
     return {"model": shapes, "first weights": _hash("", tensors)}
-
-
-def _named(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _copied(tensor: Tensor) -> Tensor:

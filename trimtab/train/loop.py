@@ -34,6 +34,7 @@ from trimtab.train.checkpoint import (
     save_checkpoint,
     tensors_of,
 )
+from trimtab.train.integers import IntegerWeight
 from trimtab.train.precision import (
     autocast,
     breaks_in_channels_last,
@@ -188,6 +189,7 @@ def _steps(
         precision = pick_precision(model, lay(task.train.batch(slice(0, batch_size)).inputs))
     precision = precision or settings.precision
     cast = autocast(precision)
+    integer = any(isinstance(parameter, IntegerWeight) for parameter in model.parameters())
     model.train()
     began, last = time.perf_counter(), None
     for index in range(first, total):
@@ -203,7 +205,7 @@ def _steps(
         optimizer.zero_grad()
         loss = _forward(objective, model, Split(lay(batch.inputs), batch.targets), next(seeds), cast)
         loss.backward()
-        optimizer.step()
+        _update(optimizer, _seed(settings, "rounding", index) if integer else None)
         # The step before is looked at, not this one: on an accelerator that does not stall the queue.
         _refuse_nan(last)
         spent = (time.perf_counter() - began) / (index + 1 - first)
@@ -271,6 +273,16 @@ def _forward(
             return objective(model, batch.inputs, batch.targets)
     finally:
         torch.default_generator.set_state(state)
+
+
+def _update(optimizer: AdamW, seed: int | None) -> None:
+    if seed is None:
+        optimizer.step()
+        return
+    # Integer weights are rounded by chance, by draws from the global generator: as for dropout.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        optimizer.step()
 
 
 def _refuse_nan(step: Step | None) -> None:
