@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trimtab.compress.distill import Distill
     from trimtab.compress.dynamic import Dynamic
     from trimtab.compress.finetune import FineTune
+    from trimtab.compress.palette import Palette
     from trimtab.compress.prune import Prune
     from trimtab.compress.qat import QAT
     from trimtab.compress.quantize import Quantize
@@ -62,6 +63,7 @@ FRONT_DOOR = {
     "Loaded": "artifact",
     "Measurement": "core",
     "Metric": "core",
+    "Palette": "compress.palette",
     "Prune": "compress.prune",
     "QAT": "compress.qat",
     "Quantize": "compress.quantize",
@@ -104,6 +106,7 @@ __all__ = [  # noqa: RUF022 - in plain order, also where a name is an abbreviati
     "Loaded",
     "Measurement",
     "Metric",
+    "Palette",
     "Prune",
     "QAT",
     "Quantize",

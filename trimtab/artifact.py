@@ -7,7 +7,7 @@
     graph.json, weights.safetensors
     runtime/               what the runtime loads
 
-A saved model is a graph alone, to go on with: manifest.json, plans.json, graph.json, weights.safetensors.
+A saved model is a graph alone, to go on with: manifest.json, plans.json, graph.json, weights.safetensors (or .coded).
 Neither holds a pickle, and nothing in them names code to be run but the operations of the graph (docs/decisions/0002).
 The hashes find damage and careless change; they are no signature against somebody who rewrites them all.
 """
@@ -88,13 +88,16 @@ def save_artifact(folder: Path, parts: Parts) -> None:
     _seal(folder, ARTIFACT, described)
 
 
-def save(graph: GraphModule, folder: str | Path, *, plans: Iterable[tuple[Method, Plan]] = ()) -> Path:
+def save(
+    graph: GraphModule, folder: str | Path, *, plans: Iterable[tuple[Method, Plan]] = (), coded: bool = False
+) -> Path:
     """Keep a graph, e.g. a pruned one, in a folder of its own: as JSON and safetensors, bit for bit, no pickle.
 
     Args:
         graph: a captured graph, whatever was done to it since; left as it was.
         folder: made here, whole or not at all; it may exist if it is empty.
         plans: (method, plan) of each step that led to the graph, in order; kept to be read.
+        coded: weights entropy-coded, in `weights.coded`: shorter after `Palette` or `Sparsify`, still bit for bit.
 
     Returns:
         The folder. `load` opens it.
@@ -118,7 +121,7 @@ def save(graph: GraphModule, folder: str | Path, *, plans: Iterable[tuple[Method
         raise RunError(f"{path} exists and is not an empty folder. Nothing was changed: give save a new folder.")
     steps = [_step(pair) for pair in plans]
     with folder_atomic(path) as scratch:
-        save_graph(graph, scratch)
+        save_graph(graph, scratch, coded=coded)
         write_json(scratch / PLANS_FILE, steps)
         _seal(scratch, MODEL, {"trimtab": version("trimtab"), "inputs": read_json(scratch / GRAPH_FILE)["inputs"]})
     return path

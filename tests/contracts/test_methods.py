@@ -53,6 +53,10 @@ METHODS: dict[str, Callable[[], Method]] = {
     "sparsify by activation, compensated": lambda: tt.Sparsify(
         0.5, importance="activation", samples=64, compensate=True
     ),
+    "palette": lambda: tt.Palette(3),
+    "palette, weighted, compensated, trained": lambda: tt.Palette(
+        3, weighted=True, compensate=True, samples=64, epochs=1
+    ),
     "drop blocks": lambda: tt.DropBlocks(ratio=0.5, samples=64),
     "distill": lambda: tt.Distill(epochs=1, lr=1e-3),
     "distill all but attention": lambda: tt.Distill(epochs=1, lr=1e-3, objectives=OBJECTIVES),
@@ -81,6 +85,8 @@ ROWS = [
     ("prune by bn_scale to a budget", "resnet"),
     ("sparsify", "conv"),
     ("sparsify by activation, compensated", "mlp"),
+    ("palette", "resnet"),
+    ("palette, weighted, compensated, trained", "mlp"),
     ("drop blocks", "resnet"),
     ("distill", "conv"),
     ("distill", "mlp"),

@@ -236,7 +236,7 @@ def _layer(graph: GraphModule, node: Node | None) -> Layer | None:
 
 def _sparse(graph: GraphModule, layer: Layer, mask: Tensor, scores: Tensor) -> Sparse:
     weight = get_tensor(graph, layer.weight).detach()
-    sparse = layer.weight_of(layer.matrix(weight) * mask, weight.shape)
+    sparse = layer.weight_of(layer.matrix(weight).where(mask, 0.0), weight.shape)
     total = float(scores.sum())
     lost = 1 - float(scores[mask].sum()) / total if total else 0.0
     sizes = [len(zlib.compress(w.contiguous().numpy().tobytes(), 6)) for w in (weight, sparse)]
@@ -251,7 +251,7 @@ def _digest(mask: Tensor) -> str:
 def _zero_(graph: GraphModule, layer: Layer, mask: Tensor, gram: Tensor | None) -> None:
     weight = get_tensor(graph, layer.weight)
     matrix = layer.matrix(weight.detach().double())
-    zeroed = matrix * mask
+    zeroed = matrix.where(mask, 0.0)  # a product would leave -0.0 in places, which no coder takes for a zero
     if gram is not None:
         delta = torch.stack([_make_up(gram[g], matrix[g], mask[g], layer.bias is not None) for g in range(len(matrix))])
         zeroed += delta[..., : matrix.shape[2]]

@@ -1,6 +1,7 @@
 """A graph as two files: `graph.json` (the operations, to be read) and `weights.safetensors`; no pickle.
 
-Loading gives back the same operations on the same bits, so the same outputs.
+Loading gives back the same operations on the same bits, so the same outputs. Instead of the second file there may be
+`weights.coded`, which is shorter where weights share few values (`coded.py`).
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ import safetensors
 import torch
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save as tensors_to_bytes
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from trimtab.errors import ArtifactError
 from trimtab.files import write_atomic, write_json
 from trimtab.graph.capture import get_tensor, set_tensor_
+from trimtab.graph.coded import tensors_from_coded, tensors_to_coded
 from trimtab.graph.modes import TRAINING
 from trimtab.graph.shapes import InputSpec, input_specs, refresh_shapes_
 
 FORMAT = 2
 GRAPH_FILE = "graph.json"
 WEIGHTS_FILE = "weights.safetensors"
+CODED_FILE = "weights.coded"
 # Operator sets -> the module that registers them, if PyTorch does not do so by itself.
 OPERATOR_SETS = {
     "aten": None,
@@ -47,8 +50,13 @@ PLAIN = {
 }
 
 
-def save_graph(graph: GraphModule, folder: Path) -> tuple[str, str]:
+def save_graph(graph: GraphModule, folder: Path, *, coded: bool = False) -> tuple[str, str]:
     """Write `graph` into `folder`; returns the two file names.
+
+    Args:
+        graph: left as it was.
+        folder: made if it is not there.
+        coded: each weight in its shortest lossless form (`weights.coded`), which takes longer to write and to open.
 
     Raises:
         ArtifactError: an operation or an argument has no form in JSON.
@@ -64,9 +72,11 @@ def save_graph(graph: GraphModule, folder: Path) -> tuple[str, str]:
         "tensors": [{"name": name, "from": same[name]} | _role(graph, name) for name in names],
         "nodes": [_node_to_json(node) for node in graph.graph.nodes],
     }
-    write_atomic(folder / WEIGHTS_FILE, tensors_to_bytes(tensors))
+    weights, other = (CODED_FILE, WEIGHTS_FILE) if coded else (WEIGHTS_FILE, CODED_FILE)
+    write_atomic(folder / weights, tensors_to_coded(tensors) if coded else tensors_to_bytes(tensors))
+    (folder / other).unlink(missing_ok=True)
     write_json(folder / GRAPH_FILE, described)
-    return GRAPH_FILE, WEIGHTS_FILE
+    return GRAPH_FILE, weights
 
 
 def load_graph(folder: Path) -> GraphModule:
@@ -77,8 +87,7 @@ def load_graph(folder: Path) -> GraphModule:
     """
     try:
         described = json.loads((folder / GRAPH_FILE).read_text(encoding="utf-8"))
-        # Copies: where a tensor lies in the file decides its alignment, and that which kernel rounds it.
-        tensors = {name: tensor.clone() for name, tensor in load_tensors(folder / WEIGHTS_FILE).items()}
+        tensors = _read_tensors(folder)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ArtifactError(
             f"Cannot read the graph in {folder}: {error}. Restore the folder or make it anew."
@@ -101,6 +110,13 @@ def load_graph(folder: Path) -> GraphModule:
     for entry in described["nodes"]:
         made[entry["name"]] = _node_from_json(graph, entry, made, specs)
     return refresh_shapes_(GraphModule(root, graph, class_name="Graph").eval())
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    if (folder / CODED_FILE).exists():
+        return tensors_from_coded((folder / CODED_FILE).read_bytes())
+    # Copies: where a tensor lies in the file decides its alignment, and that which kernel rounds it.
+    return {name: tensor.clone() for name, tensor in load_tensors(folder / WEIGHTS_FILE).items()}
 
 
 def _role(graph: GraphModule, name: str) -> dict[str, bool]:
