@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trimtab.compress.blocks import DropBlocks
     from trimtab.compress.distill import Distill
     from trimtab.compress.dynamic import Dynamic
+    from trimtab.compress.factorize import Factorize
     from trimtab.compress.finetune import FineTune
     from trimtab.compress.palette import Palette
     from trimtab.compress.prune import Prune
@@ -57,6 +58,7 @@ FRONT_DOOR = {
     "Drop": "core",
     "DropBlocks": "compress.blocks",
     "Dynamic": "compress.dynamic",
+    "Factorize": "compress.factorize",
     "FineTune": "compress.finetune",
     "Fit": "core",
     "Goal": "core",
@@ -100,6 +102,7 @@ __all__ = [  # noqa: RUF022 - in plain order, also where a name is an abbreviati
     "Drop",
     "DropBlocks",
     "Dynamic",
+    "Factorize",
     "FineTune",
     "Fit",
     "Goal",

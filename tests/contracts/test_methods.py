@@ -57,6 +57,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "palette, weighted, compensated, trained": lambda: tt.Palette(
         3, weighted=True, compensate=True, samples=64, epochs=1
     ),
+    "low rank": lambda: tt.Factorize(macs=0.7, step=2, conv="space"),
+    "low rank, weighted": lambda: tt.Factorize(energy=0.6, step=1, weighted=True, samples=64),
     "drop blocks": lambda: tt.DropBlocks(ratio=0.5, samples=64),
     "distill": lambda: tt.Distill(epochs=1, lr=1e-3),
     "distill all but attention": lambda: tt.Distill(epochs=1, lr=1e-3, objectives=OBJECTIVES),
@@ -87,6 +89,8 @@ ROWS = [
     ("sparsify by activation, compensated", "mlp"),
     ("palette", "resnet"),
     ("palette, weighted, compensated, trained", "mlp"),
+    ("low rank", "resnet"),
+    ("low rank, weighted", "conv"),
     ("drop blocks", "resnet"),
     ("distill", "conv"),
     ("distill", "mlp"),
