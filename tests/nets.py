@@ -72,13 +72,34 @@ class ResNetLike(nn.Module):
         return self.head(torch.flatten(self.pool(self.blocks(self.stem(x))), 1))
 
 
+class Twins(nn.Module):
+    """[B, 16] -> [B, 5]: four residual blocks of the same shapes, the third nearly the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        halves = [[nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16)] for _ in range(4)]
+        self.blocks = nn.ModuleList(nn.Sequential(*half) for half in halves)
+        with torch.no_grad():
+            for mine, like in zip(self.blocks[2].parameters(), self.blocks[1].parameters(), strict=True):
+                mine.copy_(like + 0.02 * torch.randn_like(like))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
 NETS = {"mlp": (MLP, (16,)), "conv": (ConvNet, (1, 12, 12)), "resnet": (ResNetLike, (3, 16, 16))}
+
+# Of one kind: not run through every test.
+OTHERS = {"twins": (Twins, (16,))}
 
 
 def net(name: str, *, seed: int = 0) -> tuple[nn.Module, Tensor]:
     """A seeded network with BatchNorm statistics that are not trivial, in eval mode, and 4 example inputs."""
     torch.manual_seed(seed)
-    make, shape = NETS[name]
+    make, shape = {**NETS, **OTHERS}[name]
     module = make()
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):

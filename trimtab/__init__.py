@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trimtab.compress.prune import Prune
     from trimtab.compress.qat import QAT
     from trimtab.compress.quantize import Quantize
+    from trimtab.compress.sharing import ShareBlocks
     from trimtab.compress.sparsify import Sparsify
     from trimtab.compress.weightonly import WeightOnly
     from trimtab.core import (
@@ -72,6 +73,7 @@ FRONT_DOOR = {
     "Ratio": "core",
     "Recipe": "core",
     "Saved": "artifact",
+    "ShareBlocks": "compress.sharing",
     "Sparsify": "compress.sparsify",
     "Split": "core",
     "Target": "core",
@@ -116,6 +118,7 @@ __all__ = [  # noqa: RUF022 - in plain order, also where a name is an abbreviati
     "Ratio",
     "Recipe",
     "Saved",
+    "ShareBlocks",
     "Sparsify",
     "Split",
     "Target",

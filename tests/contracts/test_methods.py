@@ -59,6 +59,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     ),
     "low rank": lambda: tt.Factorize(macs=0.6, step=2, conv="space"),
     "low rank, weighted": lambda: tt.Factorize(energy=0.6, step=1, weighted=True, samples=64),
+    "share blocks": lambda: tt.ShareBlocks(2, by="outputs"),
     "drop blocks": lambda: tt.DropBlocks(ratio=0.5, samples=64),
     "distill": lambda: tt.Distill(epochs=1, lr=1e-3),
     "distill all but attention": lambda: tt.Distill(epochs=1, lr=1e-3, objectives=OBJECTIVES),
@@ -91,6 +92,7 @@ ROWS = [
     ("palette, weighted, compensated, trained", "mlp"),
     ("low rank", "resnet"),
     ("low rank, weighted", "conv"),
+    ("share blocks", "twins"),
     ("drop blocks", "resnet"),
     ("distill", "conv"),
     ("distill", "mlp"),
@@ -115,7 +117,7 @@ LEARNING = ("distill", "distill all but attention", "fine-tune")
 # Ranges found at run time are those of a batch, so an answer moves a little with what else is in it.
 OF_A_BATCH = ("dynamic",)
 # After these the graph reads other parameters than before.
-FEWER = ("drop blocks", "low rank")
+FEWER = ("drop blocks", "low rank", "share blocks")
 
 
 @pytest.fixture(scope="module", autouse=True)
