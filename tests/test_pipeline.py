@@ -20,6 +20,7 @@ import trimtab as tt
 from tests import small
 from trimtab.errors import ArtifactError, RunError, RuntimeFailed, RuntimeMissing, SealError
 from trimtab.files import read_json, sha256
+from trimtab.graph.save import load_graph
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_the_artifact_gives_the_measured_answers_and_the_graph_its_bits(run: Pat
     answers = loaded.run(verify.inputs[0].numpy())
     scores = (torch.from_numpy(answers).argmax(1) == verify.targets).float()
     assert scores.tolist() == loaded.artifact.evidence["outcomes"]["chosen"]
-    built = tt.load_graph(run / "built" / next(p.name for p in (run / "built").iterdir() if is_same(p, run)))
+    built = load_graph(run / "built" / next(p.name for p in (run / "built").iterdir() if is_same(p, run)))
     x = verify.inputs[0][:7]
     assert torch.equal(loaded.graph(x), built(x))
     assert loaded.labels == tuple("0123456789")

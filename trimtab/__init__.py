@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from trimtab.errors import TrimtabError
     from trimtab.graph.capture import capture
     from trimtab.graph.rebuild import as_module
-    from trimtab.graph.save import load_graph, save_graph
     from trimtab.pipeline import optimize
     from trimtab.train.integers import integer_weights_
     from trimtab.train.loop import fit, score, training
@@ -88,10 +87,8 @@ FRONT_DOOR = {
     "fit": "train.loop",
     "integer_weights_": "train.integers",
     "load": "artifact",
-    "load_graph": "graph.save",
     "optimize": "pipeline",
     "save": "artifact",
-    "save_graph": "graph.save",
     "score": "train.loop",
     "training": "train.loop",
 }
@@ -133,10 +130,8 @@ __all__ = [  # noqa: RUF022 - in plain order, also where a name is an abbreviati
     "fit",
     "integer_weights_",
     "load",
-    "load_graph",
     "optimize",
     "save",
-    "save_graph",
     "score",
     "training",
 ]

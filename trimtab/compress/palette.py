@@ -8,7 +8,7 @@ al., "GPTQ" (2023), with the nearest of the palette for its nearest integer. Cen
 
 What it is good for: fewer bytes. The graph keeps plain weights, so every runtime takes it, at the speed that it had;
 `tt.save(..., coded=True)` writes the palettes and entropy-coded places, and the plan says how many bytes each weight
-takes in that file (docs/decisions/0007). Training on lets the numbers go apart again; `epochs` trains the centroids.
+takes in that file (docs/decisions/0009). Training on lets the numbers go apart again; `epochs` trains the centroids.
 Cost: a sort of each weight; compensation a Cholesky factorization for each layer; training as it is, and a gather.
 """
 
