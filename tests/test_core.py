@@ -52,3 +52,9 @@ def test_values_are_frozen() -> None:
     goal = Goal()
     with pytest.raises(dataclasses.FrozenInstanceError):
         goal.keep = 0.5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("settings", [{"price_per_hour": 0.0}, {"watts": -5.0}, {"watts": float("inf")}])
+def test_prices_and_powers_are_more_than_zero(settings: dict[str, float]) -> None:
+    with pytest.raises(GoalError, match=f"Target's {next(iter(settings))}=.* must be more than zero"):
+        Target(**settings)  # type: ignore[arg-type]

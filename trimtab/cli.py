@@ -73,6 +73,12 @@ def optimize(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Batch size to be fast at.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads of the serving process.")] = 1,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="What the target costs an hour, to tell the price of a million samples.")
+    ] = None,
+    watts: Annotated[
+        float | None, typer.Option(help="What the target takes while it runs, to estimate energy without a counter.")
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/TASK).")] = None,
     *,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress display.")] = False,
@@ -95,7 +101,8 @@ def optimize(
     from trimtab.tasks.resolve import resolve
 
     goal = Goal(minimise.value, keep=keep, drop=drop, confidence=confidence, minutes=minutes)
-    target = Target(runtimes=tuple(runtimes) if runtimes else None, batch_size=batch_size, threads=threads)
+    allowed = tuple(runtimes) if runtimes else None
+    target = Target("cpu", allowed, batch_size, threads, price_per_hour, watts)
     command = shlex.join(["trimtab", *sys.argv[1:]])
     model, described = resolve(task)
     artifact = run_pipeline(model, described, target=target, goal=goal, run=run, quiet=quiet, command=command)

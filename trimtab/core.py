@@ -145,14 +145,25 @@ class Task:
 
 @dataclass(frozen=True)
 class Target:
-    """Where the model will run. `runtimes=None` allows every runtime that is installed."""
+    """Where the model will run. `runtimes=None` allows every runtime that is installed.
+
+    price_per_hour: of what one inference at a time keeps busy, in any currency, to tell the price of a million samples.
+    watts: what the machine takes while it runs, to estimate energy where no counter can be read.
+    """
 
     device: Literal["cpu"] = "cpu"
     runtimes: tuple[str, ...] | None = None
     batch_size: int = 1
     threads: int = 1
+    price_per_hour: float | None = None
+    watts: float | None = None
 
     def __post_init__(self) -> None:
+        for name, value in (("price_per_hour", self.price_per_hour), ("watts", self.watts)):
+            if value is not None and not 0 < value < float("inf"):
+                raise GoalError(
+                    f"Target's {name}={value:g} must be more than zero; leave it out if you do not know it."
+                )
         if self.device != "cpu":
             raise GoalError(f"Target device {self.device!r} is not supported yet; use 'cpu'.")
         if self.batch_size < 1 or self.threads < 1:

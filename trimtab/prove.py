@@ -53,9 +53,10 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> dic
             trial.candidate,
             raced[role].answers,
             scored[role],
-            measurements(raced[role], files[role]),
+            measurements(raced[role], files[role], target),
             raced[role].timing,
             gains[role],
+            raced[role].others_cores,
         )
         for role, trial in picked.items()
     ]

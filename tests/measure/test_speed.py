@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from trimtab.measure.speed import Timing, block_spread, interleave, latency, percentile
+from trimtab.measure.speed import Timing, block_spread, interleave, latency, percentile, tails, throughput
 
 
 def recorder(log: list[str], name: str, value: float) -> Callable[[int], list[float]]:
@@ -83,3 +83,18 @@ def test_latency_is_the_median_with_the_interval_of_the_blocks() -> None:
 def test_interval_always_holds_the_value() -> None:
     measured = latency(Timing((1.0, 1.0, 1.0, 8.0, 8.0), (3.0, 3.0)))
     assert measured.low <= measured.value <= measured.high
+
+
+def test_tails_have_their_own_intervals() -> None:
+    samples = tuple(float(ms) for ms in range(1, 1001))
+    p95, p99 = tails(Timing(samples, (500.0,)))
+    assert (p95.quantity, p99.quantity) == ("latency_p95_ms", "latency_p99_ms")
+    assert p95.low < p95.value < p95.high < p99.value < p99.high <= 1000
+    few = tails(Timing((1.0, 2.0, 9.0), (2.0,)))[1]
+    assert few.low <= few.value <= few.high == 9.0
+
+
+def test_throughput_counts_all_time_not_the_median() -> None:
+    measured = throughput(Timing((1.0, 1.0, 1.0, 7.0), (1.0, 4.0)), batch_size=10)
+    assert measured.value == pytest.approx(4000.0)
+    assert (measured.low, measured.high) == (2500.0, 10_000.0)

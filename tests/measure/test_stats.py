@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from trimtab.core import Ratio
 from trimtab.errors import TaskError
-from trimtab.measure.stats import gain, median_interval, non_inferiority
+from trimtab.measure.stats import gain, median_interval, non_inferiority, quantile_interval
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,17 @@ def test_gain_cancels_a_drift_that_both_share() -> None:
 
 def test_gain_of_one_block_has_no_spread() -> None:
     assert gain(np.array([300.0]), np.array([100.0])) == Ratio(3.0, 3.0, 3.0, 1)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_quantile_interval_covers_the_quantile(share: float) -> None:
+    rng = np.random.default_rng(1)
+    truth = -np.log1p(-share)
+    found = [quantile_interval(rng.exponential(1, 300), share) for _ in range(1000)]
+    assert 0.94 <= np.mean([low <= truth <= high for _, low, high in found]) <= 0.985
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=40), st.floats(0.01, 0.99))
+def test_quantile_interval_stays_among_the_samples(samples: list[float], share: float) -> None:
+    _, low, high = quantile_interval(np.array(samples), share)
+    assert min(samples) <= low <= high <= max(samples)

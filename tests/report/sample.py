@@ -229,3 +229,35 @@ def failed() -> Evidence:
     }
     found["rows"][2] |= {"word": "FAIL", "gain": ratio(0.83)}
     return found | {"examples": [], "steps": [], "skipped": [], "latency_samples": {}}
+
+
+def bounded() -> Evidence:
+    """The same run with two more bounds, one of them lost, and what serving costs."""
+    found = evidence()
+    main = found["verdict"]["drop"] | {"what": "accuracy", "share": 1.0, "p_lost": 1.0}
+    shirt = main | {"what": "accuracy, shirt", "diff": -0.06, "low": -0.09, "high": -0.03, "n": 400, "share": 0.1}
+    f1 = main | {"what": "F1 of <coat>", "diff": -0.01, "low": -0.03, "high": 0.01, "method": "paired BCa bootstrap"}
+    told = [(main, "PASS", None), (f1, "INCONCLUSIVE", 2300), (shirt, "FAIL", None)]
+    found["verdict"] |= {
+        "word": "FAIL",
+        "reason": "Quality is lost: accuracy, shirt.",
+        "bounds": [{"drop": drop, "word": word, "more_samples": more} for drop, word, more in told],
+    }
+    found["bounds"] = [
+        {
+            "what": drop["what"],
+            "percent": drop is not f1,
+            "select": drop | {"diff": -0.001, "n": 2000} if drop is not f1 else None,
+            "verify": drop,
+            "word": word,
+            "more_samples": more,
+        }
+        for drop, word, more in told
+    ]
+    for place, row in enumerate(found["rows"]):
+        row["others_cores"] = 0.1 * place
+        row["more"] = {
+            "throughput_per_s": measurement("throughput_per_s", 1234.0, "1/s"),
+            "energy_j": measurement("energy_j", 0.0123, "J (estimate: stated power times time)"),
+        }
+    return found

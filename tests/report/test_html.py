@@ -171,3 +171,26 @@ def test_contrast_meets_wcag_aa(theme: int) -> None:
     weak = {pair: contrast(colours[pair[0]], colours[pair[1]]) for pair in text}
     assert {pair: value for pair, value in weak.items() if value < 4.5} == {}
     assert contrast(colours["dot"], colours["card"]) >= 3
+
+
+def test_bounds_are_shown_with_both_splits_and_their_words() -> None:
+    outline = Outline()
+    outline.feed(page(sample.bounded()))
+    text = " ".join(outline.text.split())
+    assert "What had to stay true" in text
+    recipes = {trial["recipe"] for trial in sample.bounded()["trials"] if not trial["free"]}
+    assert f"is the best of {len(recipes)} recipes" in text
+    assert "F1 of <coat>4,000 verify samples" in text
+    assert "2,300 more samples would decide" in text
+    assert "−0.1[−9.0, −3.0]" in text, "what select told of the shirts"
+    assert "−6.0[−9.0, −3.0]" in text, "what verify told"
+
+
+def test_what_serving_costs_has_the_columns_that_are_known() -> None:
+    outline = Outline()
+    outline.feed(page(sample.bounded()))
+    text = " ".join(outline.text.split())
+    assert "samples a second" in text
+    assert "0.0123estimate" in text
+    assert "price of a million" not in text
+    assert "samples a second" not in page(sample.evidence())

@@ -49,3 +49,27 @@ def test_a_task_may_say_that_its_metric_is_a_share() -> None:
     assert not words.is_fraction(evidence)
     evidence["task"]["binary"] = True
     assert words.is_fraction(evidence)
+
+
+def test_headlines_of_several_bounds_name_the_first_that_decides() -> None:
+    found = sample.bounded()
+    assert words.headline(found) == "Too much accuracy, shirt is lost."
+    bounds = found["verdict"]["bounds"]
+    found["verdict"] |= {"word": "INCONCLUSIVE", "bounds": bounds[:2]}
+    assert words.headline(found) == "It is not proven that F1 of <coat> holds."
+    found["verdict"] |= {"word": "PASS", "bounds": [bounds[0], bounds[0]]}
+    assert words.headline(found) == "2.9× faster, and all 2 bounds hold."
+
+
+def test_further_bounds_in_words() -> None:
+    assert words.further_bounds(sample.evidence()) == []
+    (word, text), (lost, _) = words.further_bounds(sample.bounded())
+    assert (word, lost) == ("INCONCLUSIVE", "FAIL")
+    assert text == "F1 of <coat> changed by −0.01, at worst by −0.03, −0.00899 allowed, 4,000 samples"
+
+
+def test_what_others_used_of_the_machine_is_told_where_it_is_much() -> None:
+    found = sample.bounded()
+    assert words.disturbance(found).startswith("Others kept 0.2 cores busy meanwhile;")
+    found["rows"][2]["others_cores"] = None
+    assert words.disturbance(found) == ""

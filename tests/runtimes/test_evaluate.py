@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +65,20 @@ def test_a_race_gives_each_its_latencies_memory_and_answers(tmp_path: Path) -> N
     for name, own in raced.items():
         assert len(own.timing.samples_ms) == 20 * len(own.timing.block_medians)
         assert np.allclose(own.answers, want, atol=1e-6)
-        found = {m.quantity: m for m in measurements(own, files[name])}
+        found = {m.quantity: m for m in measurements(own, files[name], Target(price_per_hour=3.6, watts=10))}
         assert found["latency_ms"].low <= found["latency_ms"].value <= found["latency_ms"].high
         assert found["size_bytes"].value == sum(path.stat().st_size for path in (tmp_path / name).iterdir())
         assert found["memory_bytes"].value == own.peak_bytes > 10_000_000
+        assert found["load_s"].value == own.loaded_s > 0
+        p50 = found["latency_ms"].value
+        assert found["latency_ms"].value <= found["latency_p95_ms"].value <= found["latency_p99_ms"].value
+        assert found["throughput_per_s"].n == len(own.timing.samples_ms)
+        assert found["price_per_million"].value == pytest.approx(p50)
+        assert own.block_joules or found["energy_j"].value == pytest.approx(p50 / 100)
+        assert own.others_cores is None or own.others_cores >= 0
+        assert not {"energy_j", "price_per_million"} & {
+            m.quantity for m in measurements(replace(own, block_joules=()), files[name], Target())
+        }
     only = race(files, inputs, target=Target(), rounds=1, asked={"two"})
     assert (len(only["one"].answers), len(only["two"].answers)) == (1, len(want))
     before = children()

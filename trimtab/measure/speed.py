@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trimtab.core import Measurement
-from trimtab.measure.stats import median_interval
+from trimtab.measure.stats import median_interval, quantile_interval
 
 Timer = Callable[[int], list[float]]
 
@@ -103,6 +103,27 @@ def latency(timing: Timing) -> Measurement:
     value = percentile(timing, 50)
     _, low, high = median_interval(np.array(timing.block_medians))
     return Measurement("latency_ms", value, "ms", len(timing.samples_ms), min(low, value), max(high, value))
+
+
+def tails(timing: Timing) -> tuple[Measurement, ...]:
+    """The p95 and p99 over all samples, with their order-statistic intervals."""
+    found = []
+    for percent in (95, 99):
+        value, low, high = quantile_interval(np.array(timing.samples_ms), percent / 100)
+        low, high = min(low, value), max(high, value)
+        found.append(Measurement(f"latency_p{percent}_ms", value, "ms", len(timing.samples_ms), low, high))
+    return tuple(found)
+
+
+def throughput(timing: Timing, *, batch_size: int) -> Measurement:
+    """Samples a second, one inference after the other: all samples over all time; its interval is the blocks'.
+
+    >>> throughput(Timing((1.0, 3.0), (2.0,)), batch_size=4).value
+    2000.0
+    """
+    value = 1000 * batch_size / float(np.mean(timing.samples_ms))
+    _, low, high = median_interval(1000 * batch_size / np.array(timing.block_medians))
+    return Measurement("throughput_per_s", value, "1/s", len(timing.samples_ms), min(low, value), max(high, value))
 
 
 def percentile(timing: Timing, percent: float) -> float:

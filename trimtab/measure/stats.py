@@ -116,11 +116,23 @@ def median_interval(samples: np.ndarray, *, confidence: float = 0.95) -> tuple[f
     >>> median_interval(np.arange(1.0, 12.0))
     (6.0, 2.0, 10.0)
     """
+    return quantile_interval(samples, 0.5, confidence=confidence)
+
+
+def quantile_interval(samples: np.ndarray, share: float, *, confidence: float = 0.95) -> tuple[float, float, float]:
+    """The value that `share` of the samples do not exceed, and its two-sided order-statistic interval.
+
+    Where too few samples lie beyond it, the interval ends at the largest (or smallest) and holds it less surely.
+
+    >>> quantile_interval(np.arange(1.0, 1001.0), 0.95)
+    (950.05, 936.0, 964.0)
+    """
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
     num = len(ordered)
-    assert num > 0, "a median of nothing"
-    rank = max(int(binom.ppf((1 - confidence) / 2, num, 0.5)), 1)
-    return float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[num - rank])
+    assert num > 0, "a quantile of nothing"
+    low = max(int(binom.ppf((1 - confidence) / 2, num, share)), 1)
+    high = num + 1 - max(int(binom.ppf((1 - confidence) / 2, num, 1 - share)), 1)
+    return float(np.quantile(ordered, share)), float(ordered[low - 1]), float(ordered[high - 1])
 
 
 def gain(baseline_blocks: np.ndarray, candidate_blocks: np.ndarray, *, confidence: float = 0.95) -> Ratio:

@@ -35,6 +35,7 @@ class Contender:
     measurements: tuple[Measurement, ...]
     timing: Timing
     gain: Ratio | None
+    others_cores: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ def _row(contender: Contender, metric: Metric, verdict: Verdict) -> dict[str, An
         "gain": cattrs.unstructure(contender.gain) if contender.gain else None,
         "word": verdict.word if chosen else None,
         "disturbed": contender.timing.disturbed,
+        "others_cores": contender.others_cores,
+        "more": {name: m for name, m in named.items() if name not in ("latency_ms", "size_bytes", "memory_bytes")},
     }
 
 

@@ -16,6 +16,12 @@ from trimtab.report import words
 from trimtab.report.usage import usage
 
 Evidence = Mapping[str, Any]
+SERVING = {
+    "throughput_per_s": "samples a second",
+    "load_s": "loading, s",
+    "energy_j": "energy a sample, J",
+    "price_per_million": "price of a million",
+}
 ROLES = {"reference": "as it came", "best_free": "best free baseline", "chosen": "chosen"}
 
 
@@ -264,12 +270,15 @@ def _spread(evidence: Evidence) -> str:
     if not samples:
         return ""
     names = {row["role"]: row["name"] for row in evidence["rows"]}
+    more = {row["role"]: row.get("more", {}) for row in evidence["rows"]}
+    serving = [name for name in SERVING if any(name in own for own in more.values())]
     rows = []
     for role, values in samples.items():
         cells = [escape(names.get(role, role))]
         cells += [escape(words.milliseconds(float(np.percentile(values, q)))) for q in (50, 95, 99)]
-        rows.append(("main" if role == "chosen" else "", [*cells, f"{len(values):,}"]))
-    headers = ("", "p50", "p95", "p99", "samples")
+        cells += [f"{len(values):,}", *(_served(more.get(role, {}), name) for name in serving)]
+        rows.append(("main" if role == "chosen" else "", cells))
+    headers = ("", "p50", "p95", "p99", "calls", *(SERVING[name] for name in serving))
     return _section(
         "latencies",
         "Every latency that was measured",
@@ -277,6 +286,14 @@ def _spread(evidence: Evidence) -> str:
         f'below"></div></figure>{_table(headers, rows, caption="Latency percentiles")}',
         f"In turns, after warm-up, nothing dropped. {words.disturbance(evidence)}".strip(),
     )
+
+
+def _served(more: Evidence, name: str) -> str:
+    found = more.get(name)
+    if not found:
+        return ""
+    value = words.significant(found["value"])
+    return escape(value) + (_small("estimate") if "estimate" in found["unit"] else "")
 
 
 def _examples(evidence: Evidence) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 FRACTIONS = ("accuracy", "top-1", "top-5", "top1", "top5", "f1", "precision", "recall")
 BETTER = {"latency_ms": "faster", "size_bytes": "smaller", "memory_bytes": "leaner in memory"}
 WORSE = {"latency_ms": "slower", "size_bytes": "larger", "memory_bytes": "heavier in memory"}
+# from so many cores on, what others did is told
+MANY_CORES = 0.2
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 NOTHING = "\N{EN DASH}"
@@ -171,15 +173,21 @@ def further_bounds(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def disturbance(evidence: Mapping[str, Any]) -> str:
-    """Which latencies were taken on a disturbed machine, or nothing.
+    """Which latencies were taken on a disturbed machine, and what others used of it, or nothing.
 
     >>> disturbance({"rows": [{"name": "a", "disturbed": True}, {"name": "b", "disturbed": False}]})
     'The machine was busy with something else while a was timed: its blocks disagree by more than they should.'
     """
     names = [row["name"] for row in evidence["rows"] if row.get("disturbed")]
-    if not names:
-        return ""
-    return (
-        f"The machine was busy with something else while {' and '.join(names)} was timed: its blocks disagree by more "
-        "than they should."
-    )
+    others = max((row.get("others_cores") or 0.0 for row in evidence["rows"]), default=0.0)
+    told = []
+    if names:
+        told.append(
+            f"The machine was busy with something else while {' and '.join(names)} was timed: its blocks disagree by "
+            "more than they should."
+        )
+    if others >= MANY_CORES:
+        told.append(
+            f"Others kept {others:.1f} cores busy meanwhile; taken in turns, the ratios bear that, times do not."
+        )
+    return " ".join(told)

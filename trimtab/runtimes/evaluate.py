@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,8 +14,11 @@ from torch.fx import GraphModule
 
 from trimtab.core import Measurement, Precision, Ratio, Target
 from trimtab.errors import RuntimeMissing
+from trimtab.measure.energy import Metered, energy
+from trimtab.measure.money import per_million
+from trimtab.measure.neighbours import others_cores, ticks
 from trimtab.measure.size import size_bytes
-from trimtab.measure.speed import Timing, interleave, latency
+from trimtab.measure.speed import Timing, interleave, latency, tails, throughput
 from trimtab.measure.stats import gain
 from trimtab.runtimes import RUNTIMES, find_runtime
 from trimtab.runtimes.base import Runtime
@@ -36,11 +40,18 @@ class Exported:
 
 @dataclass(frozen=True)
 class Raced:
-    """What a race showed of one contestant: its latencies, the memory its process held at most, and its answers."""
+    """What a race showed of one contestant: its latencies, the memory its process held at most, and its answers.
+
+    loaded_s: how long it took to load, beside the others. block_joules: of one inference in each block, where the
+    processor counts. others_cores: how many cores others kept busy meanwhile; None if the system does not tell.
+    """
 
     timing: Timing
     peak_bytes: int
     answers: np.ndarray
+    loaded_s: float = 0.0
+    block_joules: tuple[float, ...] = ()
+    others_cores: float | None = None
 
 
 def export_checked(
@@ -84,7 +95,11 @@ def race(
         served = _serve_all(contestants, target, stack)
         for process in served.values():
             process.set_example(tuple(x[: target.batch_size] for x in inputs))
-        timings = interleave({name: process.time for name, process in served.items()}, rounds=rounds, report=report)
+        timers = {name: Metered(process.time) for name, process in served.items()}
+        pids = [process.pid for process in served.values()]
+        before = ticks(pids)
+        timings = interleave(timers, rounds=rounds, report=report)
+        others = others_cores(before, ticks(pids), cores=os.cpu_count() or 1)
         # The memory is read before the large batches that only the comparison of answers needs.
         peaks = {name: process.peak_bytes() for name, process in served.items()}
         first = tuple(x[:1] for x in inputs)
@@ -92,7 +107,14 @@ def race(
         # Ranges found at run time are those of a batch: such a file is judged on the batches that it will serve.
         sizes = {name: target.batch_size if contestants[name].precision == "int8d" else CHUNK for name in served}
         return {
-            name: Raced(timings[name], peaks[name], process.run(questions[name], batch_size=sizes[name]))
+            name: Raced(
+                timings[name],
+                peaks[name],
+                process.run(questions[name], batch_size=sizes[name]),
+                process.loaded_s,
+                tuple(timers[name].block_joules[1:]),  # the first is the warm-up
+                others,
+            )
             for name, process in served.items()
         }
 
@@ -111,13 +133,27 @@ def _serve_all(contestants: Mapping[str, Exported], target: Target, stack: ExitS
     return {name: started.result() for name, started in starting.items()}
 
 
-def measurements(raced: Raced, exported: Exported) -> tuple[Measurement, ...]:
-    """Latency, size of the file on disk, peak memory of the serving process."""
-    size = float(size_bytes(exported.folder))
+def measurements(raced: Raced, exported: Exported, target: Target) -> tuple[Measurement, ...]:
+    """What serving this file costs: latency, its tails, throughput, size, peak memory, loading; energy, money if known.
+
+    Energy and money are a sample's and a million samples'; the target says the power or the price.
+    """
+    p50 = latency(raced.timing)
+    once = {
+        "size_bytes": (float(size_bytes(exported.folder)), "B"),
+        "memory_bytes": (float(raced.peak_bytes), "B"),
+        "load_s": (raced.loaded_s, "s"),
+    }
+    if target.price_per_hour is not None:
+        price = per_million(p50.value, price_per_hour=target.price_per_hour, batch_size=target.batch_size)
+        once["price_per_million"] = (price, "of the stated currency")
+    joules = energy(raced.block_joules, latency_ms=p50.value, batch_size=target.batch_size, watts=target.watts)
     return (
-        latency(raced.timing),
-        Measurement("size_bytes", size, "B", 1, size, size),
-        Measurement("memory_bytes", float(raced.peak_bytes), "B", 1, float(raced.peak_bytes), float(raced.peak_bytes)),
+        p50,
+        *(Measurement(name, value, unit, 1, value, value) for name, (value, unit) in once.items()),
+        *tails(raced.timing),
+        throughput(raced.timing, batch_size=target.batch_size),
+        *((joules,) if joules else ()),
     )
 
 
