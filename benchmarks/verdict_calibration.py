@@ -450,6 +450,8 @@ def main() -> None:
         f"confidence {CONFIDENCE:g} one-sided, {RESAMPLES} resamples, seed {SEED}; "
         f"{time.perf_counter() - began:.0f} s, {chosen.jobs} processes on a shared machine.",
         "",
+        "![PASS against the number of verify samples](../../docs/benchmarks/verdict_calibration.svg)",
+        "",
     ]
     text = "\n".join([*head, *lines]) + "\n"
     print(text)

@@ -178,7 +178,7 @@ def _nearest_miss(job: Job, bench: Bench, original: Built, free: list[Trial], en
     screened = [tried for tried in ended if tried.screen]
     if not screened:
         return []
-    nearest = max(screened, key=lambda tried: min(drop.diff + drop.margin for drop in tried.screen))
+    nearest = max(screened, key=lambda tried: min(drop.diff / (drop.margin or 1e-9) for drop in tried.screen))
     return [attempt(job, bench, original, free, nearest.recipe, hopeless=0.0)]
 
 
