@@ -25,8 +25,8 @@ def kmeans(values: Tensor, num: int, weights: Tensor | None = None) -> Tensor:
     Returns:
         Centroids, float64 [G, K].
 
-    >>> kmeans(torch.tensor([[0.0, 0.1, 5.0, 5.2]]).double(), 2).tolist()
-    [[0.05, 5.1]]
+    >>> kmeans(torch.tensor([[0.0, 1.0, 5.0, 6.0]]).double(), 2).tolist()
+    [[0.5, 5.5]]
     """
     ordered, order = values.sort(dim=1)
     # A trace of weight everywhere keeps the means of numbers that count for nothing defined.

@@ -23,7 +23,7 @@ def scaled_counts(symbols: np.ndarray, num_symbols: int) -> np.ndarray:
     """How often each symbol occurs, uint16 [num_symbols], as shares of 2^14; at least 1 for each.
 
     >>> scaled_counts(np.array([0, 0, 0, 2]), 3).tolist()
-    [12286, 1, 4097]
+    [12287, 1, 4096]
     """
     counts = np.bincount(symbols, minlength=num_symbols)
     total = 1 << SCALE_BITS
