@@ -27,7 +27,6 @@ from trimtab.compress.quantize import SAME_SCALE, Quantize, QuantizePlan
 from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor, set_tensor_
-from trimtab.graph.fold import fold_batchnorm
 from trimtab.runtimes.base import is_quantized
 from trimtab.train.loop import fit, num_steps
 
@@ -144,6 +143,16 @@ def train_quantized(graph: GraphModule, plan: QATPlan, tools: Tools) -> tuple[Gr
     Raises:
         PlanError: as for `QAT.apply`.
     """
+    rounded = train_rounded(graph, plan, tools)
+    return unrounded(rounded, graph, plan.start), learned_plan(rounded, plan.start)
+
+
+def train_rounded(graph: GraphModule, plan: QATPlan, tools: Tools) -> GraphModule:
+    """What `fake_quantized` makes of `graph`, trained: it answers as the integers will. Arguments: `train_quantized`.
+
+    Raises:
+        PlanError: as for `QAT.apply`.
+    """
     if tools.task is None or (plan.learn_from == "original" and tools.original is None):
         raise PlanError(
             f"QAT(learn_from={plan.learn_from!r}) needs the task{' and the original' * (plan.learn_from == 'original')}"
@@ -157,10 +166,7 @@ def train_quantized(graph: GraphModule, plan: QATPlan, tools: Tools) -> tuple[Gr
         objective = soft_targets(tools.original, TEMPERATURE, example_inputs=tools.task.train.inputs)
     checkpoint = Path(tools.folder) / "qat.safetensors" if tools.folder else None
     rounded = fake_quantized(graph, plan.start)
-    rounded = fit(rounded, tools.task, plan.settings, objective=objective, report=tools.report, checkpoint=checkpoint)
-    trained = fold_batchnorm(graph)
-    trained.load_state_dict({name: t for name, t in rounded.state_dict().items() if not name.startswith(f"{SCALES}.")})
-    return trained, learned_plan(rounded, plan.start)
+    return fit(rounded, tools.task, plan.settings, objective=objective, report=tools.report, checkpoint=checkpoint)
 
 
 def fake_quantized(graph: GraphModule, plan: QuantizePlan) -> GraphModule:
@@ -173,7 +179,7 @@ def fake_quantized(graph: GraphModule, plan: QuantizePlan) -> GraphModule:
         graph: the one that `plan` was made for; left as it was.
         plan: the scales to begin with.
     """
-    rounded = fold_batchnorm(graph)
+    rounded = _floats(graph, plan)
     nodes = {node.name: node for node in rounded.graph.nodes}
     reads: dict[Node, Node] = {}
     for activation in plan.activations:
@@ -201,7 +207,7 @@ def learned_plan(rounded: GraphModule, start: QuantizePlan) -> QuantizePlan:
 
     Args:
         rounded: made from `start`.
-        start: gives all but the scales.
+        start: gives all but the scales; what it did to floats and biases is in the weights by now.
     """
     nodes = {node.name: node for node in rounded.graph.nodes}
     fakes = {fake.args[0].name: fake for fake in nodes.values() if fake.target is fake_quantize}
@@ -209,19 +215,35 @@ def learned_plan(rounded: GraphModule, start: QuantizePlan) -> QuantizePlan:
     def scales(fake: Node) -> Tensor:
         return get_tensor(rounded, str(fake.args[1].target)).detach().exp()  # type: ignore[union-attr]
 
-    return dataclasses.replace(
-        start,
-        activations=tuple(dataclasses.replace(a, scale=float(scales(fakes[a.node]))) for a in start.activations),
-        weights=tuple(
-            dataclasses.replace(w, scales=tuple(scales(nodes[w.layer].args[1]).tolist())) for w in start.weights
+    return QuantizePlan(
+        tuple(dataclasses.replace(a, scale=float(scales(fakes[a.node]))) for a in start.activations),
+        tuple(
+            type(w)(w.layer, w.weight, tuple(scales(nodes[w.layer].args[1]).tolist()), w.bits) for w in start.weights
         ),
+        start.skipped,
     )
+
+
+def _floats(graph: GraphModule, plan: QuantizePlan) -> GraphModule:
+    """What `Quantize.apply` rounds: BatchNorm folded, and whatever else the plan does to floats but shifting biases.
+
+    Biases are trained, so they find their own shift.
+    """
+    floats = dataclasses.replace(plan, activations=(), weights=(), biases=())
+    return Quantize().apply(graph, floats, Tools())
 
 
 def _scale_(graph: GraphModule, name: str, scale: Tensor) -> Node:
     """A read, at the graph's insertion point, of a new parameter that holds the logarithm of `scale`."""
     set_tensor_(graph, f"{SCALES}.{name}", nn.Parameter(scale.log()))
     return graph.graph.create_node("get_attr", f"{SCALES}.{name}")
+
+
+def unrounded(rounded: GraphModule, graph: GraphModule, plan: QuantizePlan) -> GraphModule:
+    """A copy of `graph` in floats, BatchNorm folded, with the weights of what `fake_quantized` made of it by `plan`."""
+    floats = _floats(graph, plan)
+    floats.load_state_dict({name: t for name, t in rounded.state_dict().items() if not name.startswith(f"{SCALES}.")})
+    return floats
 
 
 def fake_quantize(x: Tensor, log_scale: Tensor, zero: int, low: int, high: int) -> Tensor:
