@@ -43,7 +43,7 @@ from trimtab.tasks.fashion import fashion
 from trimtab.train.loop import fit, predict, score
 
 FIT = Fit(epochs=1, batch_size=32, lr=1e-2, precision="fp32")
-START = Quantize(samples=64, weight_bits=4)
+START = Quantize(samples=64, weight_bits=4, correct_bias=False, most_error=None)
 
 
 def given(name: str) -> tuple[GraphModule, Task, Tensor]:
@@ -134,7 +134,7 @@ def test_the_plan_is_data_and_says_what_will_happen():
 def test_it_learns_from_the_labels_and_beats_rounding_alone():
     task, toy = toy_task(), fit(toy_net(), toy_task())
     graph = capture(toy, task.train.batch(slice(0, 2)).inputs)
-    start = Quantize(samples=64, weight_bits=2)
+    start = Quantize(samples=64, weight_bits=2, correct_bias=False, most_error=None)
     plain = start.apply(graph, start.plan(graph, task), Tools())
     found = {}
     for learn_from in ("labels", "original"):

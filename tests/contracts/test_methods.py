@@ -76,6 +76,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "nf4 weights": lambda: tt.WeightOnly("nf4"),
     "fp8 weights": lambda: tt.WeightOnly("fp8"),
     "fp16 weights": lambda: tt.WeightOnly("fp16"),
+    "quantize, rounding learned": lambda: tt.Quantize(samples=64, rounding="learned"),
+    "quantize, equalized": lambda: tt.Quantize(samples=64, equalize=True),
 }
 ROWS = [
     ("prune", "resnet"),
@@ -111,6 +113,8 @@ ROWS = [
     ("nf4 weights", "conv"),
     ("fp8 weights", "conv"),
     ("fp16 weights", "mlp"),
+    ("quantize, rounding learned", "conv"),
+    ("quantize, equalized", "resnet"),
 ]
 # What learns from data alone has no structure to replay, so its plan fits any graph.
 LEARNING = ("distill", "distill all but attention", "fine-tune")

@@ -3,21 +3,26 @@
 Jacob et al. 2018 (affine integers), Nagel et al. 2021 (a white paper on quantization: per-channel weights, clipping by
 mean squared error), Nagel et al. 2019 (bias correction, here with means from calibration data). Differs: the plan is
 data and every runtime takes the same one; activations are unsigned and weights signed 8-bit, the pair that x86, NPUs
-and ONNX share. Cost: one pass over `samples` calibration inputs, a second one to correct biases.
+and ONNX share. Cost: one pass over `samples` calibration inputs; `rounding.py` tells that of biases and rounding.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from trimtab.compress.calibration import batches, calibration, require_fitting, watch, watch_outputs
+from trimtab.compress.calibration import batches, calibration, require_fitting, watch_outputs
+from trimtab.compress.equalize import Factors, equalized, find_factors
 from trimtab.compress.observers import OBSERVERS, Observer, affine, extremes
+from trimtab.compress.rounding import refine
+from trimtab.compress.scales import ActivationScale, BiasShift, WeightScale, fits, levels, top
+from trimtab.compress.sensitivity import Sensitivity, num_to_keep, order_to_keep, relative_error, sensitivities
 from trimtab.core import Skip, Split, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor, set_tensor_, without_unread_
@@ -44,36 +49,9 @@ SAME_SCALE = (
 POOLS = (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim)
 ADDS = (aten.add.Tensor, aten.add_.Tensor)
 KEPT_VALUES = 1 << 15
+Rounding = Literal["nearest", "learned"]
+ROUNDINGS: tuple[Rounding, ...] = ("nearest", "learned")
 BATCH = 8  # small, so that the values of a large picture stay in the cache and in memory that is used again
-
-
-@dataclass(frozen=True)
-class ActivationScale:
-    """The value that `node` makes is round(x / scale) + zero_point in 0 ... 255."""
-
-    node: str
-    scale: float
-    zero_point: int
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class WeightScale:
-    """Channel i (dim 0) of `weight` is round(w / scales[i]), an integer of `bits` bits, the least value left out."""
-
-    layer: str
-    weight: str
-    scales: tuple[float, ...]
-    bits: int = 8
-
-
-@dataclass(frozen=True)
-class BiasShift:
-    """What is added to the bias of `layer`, per channel: by so much rounded weights move its outputs on average."""
-
-    layer: str
-    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -84,6 +62,7 @@ class QuantizePlan:
     weights: tuple[WeightScale, ...]
     skipped: tuple[Skip, ...] = ()
     biases: tuple[BiasShift, ...] = ()
+    factors: tuple[Factors, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per quantized layer."""
@@ -109,18 +88,32 @@ class Quantize:
         observer: which range of an activation its 256 levels cover; `observers.py` tells of each.
         weight_bits: 2 ... 8 of the 8 bits that a weight is stored in. Default: 8, or 7 on x86 without VNNI, where
             integer kernels saturate.
-        correct_bias: shift biases by what rounding the weights moves each channel's mean. It helped where a channel
-            has few weights (depthwise convolutions), and not where layers are wide.
+        correct_bias: shift biases by what quantization moves each channel's mean. Where a channel has few weights
+            (depthwise convolutions) and pictures have plain grounds, most of the error is such a shift.
+        equalize: scale channels between layers first, so that one scale suits a whole tensor (`equalize.py`).
+        most_error: how far the outputs may move on `select`, as a share of their squared norm. Where int8 moves them
+            further, the layers that cost most stay in floating point, and the plan says so (`sensitivity.py`). None:
+            it is not measured.
+        rounding: "nearest", or "learned": up or down as it suits the layer's outputs (`rounding.py`).
     """
 
     samples: int = 512
     observer: Observer = "mse"
     weight_bits: int | None = None
-    correct_bias: bool = False
+    correct_bias: bool = True
+    rounding: Rounding = "nearest"
+    equalize: bool = False
+    most_error: float | None = 0.25
 
     def __post_init__(self) -> None:
         if self.observer not in OBSERVERS:
             raise PlanError(f"Quantize(observer={self.observer!r}): there is none such; take one of {list(OBSERVERS)}.")
+        if self.rounding not in ROUNDINGS:
+            raise PlanError(f"Quantize(rounding={self.rounding!r}): there is none such; take one of {list(ROUNDINGS)}.")
+        if self.most_error is not None and not self.most_error > 0:
+            raise PlanError(
+                f"Quantize(most_error={self.most_error}): give a share of the outputs' squared norm, as 0.01, or None."
+            )
         if self.weight_bits is not None and not 2 <= self.weight_bits <= 8:
             raise PlanError(f"Quantize(weight_bits={self.weight_bits}): int8 weights have 2 ... 8 bits.")
 
@@ -138,9 +131,18 @@ class Quantize:
         data = calibration(task, self.samples, purpose="Quantization")
         require_fitting(graph, data)
         folded = fold_batchnorm(graph)
+        factors = find_factors(folded, batches(data, BATCH)) if self.equalize else ()
+        folded = equalized(folded, factors)
         layers, skipped = _layers(folded)
         if not layers:
             raise PlanError("Nothing to quantize: the graph has no convolution or linear layer with a fixed weight.")
+        plan = self._plan(folded, layers, data)
+        if self.most_error is not None:
+            plan = self._within(folded, layers, plan, (data, task.select), self.most_error)
+        return replace(plan, skipped=(*skipped, *plan.skipped), factors=factors)
+
+    def _plan(self, folded: GraphModule, layers: list[Node], data: Split) -> QuantizePlan:
+        """The plan of these layers, in a graph that is folded and equalized."""
         points, ties = _points(layers)
         seen = _observe(folded, points, batches(data, BATCH))
         scales: dict[Node, ActivationScale] = {}
@@ -153,8 +155,44 @@ class Quantize:
             )
         bits = self.weight_bits or usable_bits()
         weights = tuple(_weight(folded, layer, bits) for layer in layers)
-        biases = _bias_shifts(folded, layers, weights, data) if self.correct_bias else ()
-        return QuantizePlan(tuple(scales.values()), weights, skipped, biases)
+        activations = tuple(scales.values())
+        biases: tuple[BiasShift, ...] = ()
+        if self.correct_bias or self.rounding == "learned":
+            learn = self.rounding == "learned"
+            weights, biases = refine(folded, activations, weights, data, learn=learn, shift=self.correct_bias)
+        return QuantizePlan(activations, weights, biases=biases)
+
+    def _within(
+        self, folded: GraphModule, layers: list[Node], plan: QuantizePlan, splits: tuple[Split, Split], bound: float
+    ) -> QuantizePlan:
+        """A plan that keeps as many layers in floating point as it takes to move the outputs by `bound` at most."""
+        data, select = splits
+        first = error = relative_error(folded, _emitted(folded, plan), select)
+        order: list[Sensitivity] = []
+        num = 0
+        while not error <= bound:
+            if not order:
+                order = order_to_keep(
+                    folded, sensitivities(folded, plan.activations, plan.weights, plan.biases, select)
+                )
+            num = num_to_keep(order, first, bound, more_than=2 * num)
+            kept = {one.layer: one.error for one in order[:num]}
+            if len(kept) == len(layers):
+                raise PlanError(
+                    f"int8 moves the outputs by {first:.2g} of their squared norm, more than most_error={bound:g}, and "
+                    f"no choice of layers brings it below. Give Quantize(rounding='learned', equalize=True), more "
+                    f"weight_bits, or a larger most_error."
+                )
+            plan = self._plan(folded, [layer for layer in layers if layer.name not in kept], data)
+            error = relative_error(folded, _emitted(folded, plan), select)
+        if not order:
+            return plan
+        why = (
+            f"with all layers in int8 the outputs move by {first:.2g} of their squared norm, more than "
+            f"most_error={bound:g}; with what is kept in floating point by {error:.2g}. Alone this layer moves them by "
+        )
+        skipped = tuple(Skip(f"int8 of {one.layer}", f"{why}{one.error:.2g}") for one in order[:num])
+        return replace(plan, skipped=skipped)
 
     def apply(self, graph: GraphModule, plan: QuantizePlan, tools: Tools) -> GraphModule:
         """A copy with integer weights and quantize/dequantize pairs where the plan says, in eval mode for good.
@@ -162,35 +200,42 @@ class Quantize:
         Raises:
             PlanError: the plan is for another graph.
         """
-        quantized = fold_batchnorm(graph)
-        nodes = {node.name: node for node in quantized.graph.nodes}
-        _require_same_graph(quantized, nodes, plan)
-        for activation in plan.activations:
-            _quantize_activation_(quantized, nodes[activation.node], activation)
-        for weight in plan.weights:
-            _quantize_weight_(quantized, nodes[weight.layer], weight)
-        for shift in plan.biases:
-            _shift_bias_(quantized, nodes[shift.layer], shift)
-        quantized.graph.eliminate_dead_code()
-        quantized.recompile()
-        return refresh_shapes_(without_unread_(quantized))
+        folded = fold_batchnorm(graph)
+        _require_same_graph(folded, plan)
+        return _emitted(equalized(folded, plan.factors), plan)
 
 
-def _require_same_graph(graph: GraphModule, nodes: dict[str, Node], plan: QuantizePlan) -> None:
-    missing = [
-        name for name in (*(a.node for a in plan.activations), *(w.layer for w in plan.weights)) if name not in nodes
-    ]
+def _require_same_graph(graph: GraphModule, plan: QuantizePlan) -> None:
+    nodes = {node.name: node for node in graph.graph.nodes}
+    scaled = [name for one in plan.factors for name in (*one.producers, *one.consumers)]
+    named = [*(a.node for a in plan.activations), *(w.layer for w in plan.weights), *scaled]
+    missing = [name for name in named if name not in nodes]
     if missing:
         raise PlanError(f"The plan was made for another graph: it has no value named {missing[0]!r}. Plan it anew.")
     for weight in plan.weights:
         read = nodes[weight.layer].args[1]
         found = str(read.target) if isinstance(read, Node) else "nothing"
         size = len(get_tensor(graph, found)) if found == weight.weight else 0
-        if size != len(weight.scales):
+        if size != len(weight.scales) or not fits(weight, get_tensor(graph, found)):
             raise PlanError(
                 f"The plan was made for another graph: {weight.layer} has {size or 'no'} channels of "
                 f"{weight.weight!r}, {len(weight.scales)} were planned. Plan it anew."
             )
+
+
+def _emitted(graph: GraphModule, plan: QuantizePlan) -> GraphModule:
+    """A copy of a folded and equalized graph with the plan's integers in it."""
+    quantized = copy.deepcopy(graph)
+    nodes = {node.name: node for node in quantized.graph.nodes}
+    for activation in plan.activations:
+        _quantize_activation_(quantized, nodes[activation.node], activation)
+    for weight in plan.weights:
+        _quantize_weight_(quantized, nodes[weight.layer], weight)
+    for shift in plan.biases:
+        _shift_bias_(quantized, nodes[shift.layer], shift)
+    quantized.graph.eliminate_dead_code()
+    quantized.recompile()
+    return refresh_shapes_(without_unread_(quantized))
 
 
 def _layers(graph: GraphModule) -> tuple[list[Node], tuple[Skip, ...]]:
@@ -274,44 +319,13 @@ def _weight(graph: GraphModule, layer: Node, bits: int) -> WeightScale:
     if not weight.is_floating_point():
         raise PlanError(f"The weight {name!r} holds integers already: give Quantize the model before quantization.")
     largest = weight.flatten(1).abs().amax(1).clamp_min(1e-8)
-    return WeightScale(layer.name, name, tuple((largest / _top(bits)).tolist()), bits)
-
-
-def _top(bits: int) -> int:
-    """The largest integer of so many bits, sign included."""
-    return int(2 ** (bits - 1)) - 1
+    return WeightScale(layer.name, name, tuple((largest / top(bits)).tolist()), bits)
 
 
 def usable_bits() -> int:
     """8; or 7 on x86 before VNNI, whose kernels add two 8-bit products in 16 bits: 2 * 255 * 63 still fits."""
     features = stamp()["features"]
     return 7 if "avx2" in features and not any("vnni" in feature for feature in features) else 8
-
-
-def _levels(weight: Tensor, scale: WeightScale) -> tuple[Tensor, Tensor]:
-    """The integers of a weight, and its scales laid along dim 0."""
-    rows = torch.tensor(scale.scales).reshape(-1, *[1] * (weight.ndim - 1))
-    return (weight / rows).round().clamp(-_top(scale.bits), _top(scale.bits)), rows
-
-
-def _bias_shifts(
-    graph: GraphModule, layers: list[Node], weights: tuple[WeightScale, ...], data: Split
-) -> tuple[BiasShift, ...]:
-    """What each layer's outputs lose on average by the rounding of its weights, over the calibration data."""
-    lost = {}
-    for scale in weights:
-        weight = get_tensor(graph, scale.weight).detach()
-        levels, rows = _levels(weight, scale)
-        lost[scale.layer] = weight - levels * rows
-    sums = {layer.name: torch.zeros(len(lost[layer.name]), dtype=torch.float64) for layer in layers}
-
-    def see(layer: Node, given: dict[str, Any]) -> None:
-        outputs = layer.target(given["input"], lost[layer.name], None, *layer.args[3:])  # type: ignore[operator]
-        rows = outputs if layer.target == aten.linear.default else outputs.movedim(1, -1)
-        sums[layer.name] += rows.flatten(0, -2).mean(0).double() * len(given["input"])
-
-    watch(graph, sums, batches(data), see)
-    return tuple(BiasShift(name, tuple((total / len(data)).tolist())) for name, total in sums.items())
 
 
 def _quantize_activation_(graph: GraphModule, node: Node, scale: ActivationScale) -> None:
@@ -326,11 +340,11 @@ def _quantize_activation_(graph: GraphModule, node: Node, scale: ActivationScale
 def _quantize_weight_(graph: GraphModule, layer: Node, scale: WeightScale) -> None:
     read = layer.args[1]
     assert isinstance(read, Node)
-    levels, rows = _levels(get_tensor(graph, scale.weight).detach(), scale)
+    integers, rows = levels(get_tensor(graph, scale.weight).detach(), scale)
     scales = rows.flatten()
     stem = scale.weight.replace(".", "_")
     values = {
-        f"{stem}_int8": levels.to(torch.int8),
+        f"{stem}_int8": integers.to(torch.int8),
         f"{stem}_scale": scales,
         f"{stem}_zero": torch.zeros(len(scales), dtype=torch.int64),
     }
