@@ -1,0 +1,1 @@
+"""What the benchmark of quantization runs in environments of others."""
