@@ -207,7 +207,9 @@ def test_corrected_biases_bring_back_the_mean_of_the_outputs(name: str) -> None:
     module, x = net(name)
     graph, task = capture(module, (x,)), task_of(x)
     data = task.train.inputs[0]
-    plain, corrected = (Quantize(samples=128, weight_bits=3, correct_bias=yes) for yes in (False, True))
+    plain, corrected = (
+        Quantize(samples=128, weight_bits=3, correct_bias=yes, most_error=None) for yes in (False, True)
+    )
     plans = [method.plan(graph, task) for method in (plain, corrected)]
     assert plans[0].weights == plans[1].weights
     assert not plans[0].biases
@@ -224,7 +226,7 @@ def test_a_bias_shift_is_what_quantization_takes_from_the_mean() -> None:
     y = torch.arange(64) % 3
     graph = capture(nn.Sequential(nn.Linear(6, 4, bias=False)), (x,))
     task = Task.of("t", train=(x, y), select=(x + 1, y), verify=(x + 2, y))
-    plain, corrected = (Quantize(samples=64, weight_bits=3, correct_bias=yes) for yes in (False, True))
+    plain, corrected = (Quantize(samples=64, weight_bits=3, correct_bias=yes, most_error=None) for yes in (False, True))
     plan = corrected.plan(graph, task)
     without = plain.apply(graph, plain.plan(graph, task), Tools())(x)
     want = (graph(x) - without).mean(0)

@@ -53,7 +53,7 @@ def test_inputs_that_differ_are_made_up_for() -> None:
 def answers(name: str, **settings: object) -> tuple[Tensor, Tensor, QuantizePlan]:
     module, x = net(name)
     graph, task = capture(module, (x,)), task_of(x)
-    method = Quantize(samples=128, **settings)  # type: ignore[arg-type]
+    method = Quantize(samples=128, most_error=None, **settings)  # type: ignore[arg-type]
     plan = method.plan(graph, task)
     data = task.select.inputs[0]
     return method.apply(graph, plan, Tools())(data), module(data), plan
@@ -91,7 +91,7 @@ def test_either_takes_most_of_the_error_of_a_depthwise_layer_on_plain_grounds() 
     graph = capture(module, (train,))
     errors = []
     for settings in ({}, {"correct_bias": True}, {"rounding": "learned"}):
-        method = Quantize(**{"samples": 32, "weight_bits": 4, "correct_bias": False, **settings})  # type: ignore[arg-type]
+        method = Quantize(**{"samples": 32, "weight_bits": 4, "correct_bias": False, "most_error": None, **settings})  # type: ignore[arg-type]
         quantized = method.apply(graph, method.plan(graph, task), Tools())
         errors.append((quantized(select) - module(select)).norm().item())
     assert errors[1] < 0.1 * errors[0]

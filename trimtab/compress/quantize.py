@@ -91,7 +91,7 @@ class Quantize:
         correct_bias: shift biases by what quantization moves each channel's mean. Where a channel has few weights
             (depthwise convolutions) and pictures have plain grounds, most of the error is such a shift.
         equalize: scale channels between layers first, so that one scale suits a whole tensor (`equalize.py`).
-        most_error: how far the outputs may move on `select`, as a share of their squared norm. Where int8 moves them
+        most_error: how far the outputs may move on `select`, as a share of their variance. Where int8 moves them
             further, the layers that cost most stay in floating point, and the plan says so (`sensitivity.py`). None:
             it is not measured.
         rounding: "nearest", or "learned": up or down as it suits the layer's outputs (`rounding.py`).
@@ -112,7 +112,7 @@ class Quantize:
             raise PlanError(f"Quantize(rounding={self.rounding!r}): there is none such; take one of {list(ROUNDINGS)}.")
         if self.most_error is not None and not self.most_error > 0:
             raise PlanError(
-                f"Quantize(most_error={self.most_error}): give a share of the outputs' squared norm, as 0.01, or None."
+                f"Quantize(most_error={self.most_error}): give a share of the outputs' variance, as 0.01, or None."
             )
         if self.weight_bits is not None and not 2 <= self.weight_bits <= 8:
             raise PlanError(f"Quantize(weight_bits={self.weight_bits}): int8 weights have 2 ... 8 bits.")
@@ -179,7 +179,7 @@ class Quantize:
             kept = {one.layer: one.error for one in order[:num]}
             if len(kept) == len(layers):
                 raise PlanError(
-                    f"int8 moves the outputs by {first:.2g} of their squared norm, more than most_error={bound:g}, and "
+                    f"int8 moves the outputs by {first:.2g} of their variance, more than most_error={bound:g}, and "
                     f"no choice of layers brings it below. Give Quantize(rounding='learned', equalize=True), more "
                     f"weight_bits, or a larger most_error."
                 )
@@ -188,7 +188,7 @@ class Quantize:
         if not order:
             return plan
         why = (
-            f"with all layers in int8 the outputs move by {first:.2g} of their squared norm, more than "
+            f"with all layers in int8 the outputs move by {first:.2g} of their variance, more than "
             f"most_error={bound:g}; with what is kept in floating point by {error:.2g}. Alone this layer moves them by "
         )
         skipped = tuple(Skip(f"int8 of {one.layer}", f"{why}{one.error:.2g}") for one in order[:num])

@@ -28,23 +28,39 @@ NUM_JUDGED, NUM_PROBED, NUM_DRAWS, BATCH = 64, 16, 2, 8
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """By what share of their squared norm the outputs move if `layer` alone is quantized; a first-order estimate."""
+    """How far the outputs move if `layer` alone is quantized, as a share of how they vary; a first-order estimate."""
 
     layer: str
     error: float
 
 
 def relative_error(graph: GraphModule, other: GraphModule, data: Split) -> float:
-    """|other(x) - graph(x)|^2 / |graph(x)|^2 over the first samples of `data`."""
+    """How far the outputs move, as a share of how they vary: sum |other(x) - graph(x)|^2 / sum |graph(x) - mean|^2."""
     few = data.batch(slice(0, NUM_JUDGED))
-    off = whole = 0.0
+    off, spread = 0.0, _Spread()
     with torch.no_grad():
         for batch in batches(few, BATCH):
             # Fresh copies: a graph may write into its inputs.
             want, found = (model(*(x.clone() for x in batch.inputs)).double() for model in (graph, other))
             off += float((found - want).square().sum())
-            whole += float(want.square().sum())
-    return off / max(whole, 1e-30)
+            spread.add_(want)
+    return off / spread.total()
+
+
+class _Spread:
+    """The squared distance of outputs [N, ...] from their mean, batch by batch."""
+
+    def __init__(self) -> None:
+        self.num, self.squares, self.sums = 0, 0.0, torch.zeros((), dtype=torch.float64)
+
+    def add_(self, outputs: Tensor) -> None:
+        self.num += len(outputs)
+        self.squares += float(outputs.square().sum())
+        self.sums = self.sums + outputs.sum(0)
+
+    def total(self) -> float:
+        """The sum; where outputs hardly vary, a millionth of their squares, so that it is never nothing."""
+        return max(self.squares - float(self.sums.square().sum()) / self.num, 1e-6 * self.squares, 1e-30)
 
 
 def sensitivities(
@@ -66,12 +82,12 @@ def sensitivities(
     few = data.batch(torch.linspace(0, len(data) - 1, min(len(data), NUM_PROBED)).long())
     generator = torch.Generator().manual_seed(0)
     squares = {scale.layer: 0.0 for scale in weights}
-    whole = 0.0
+    spread = _Spread()
     for batch in batches(few, BATCH):
         probe = _Probe(graph, activations, weights, biases)
         with torch.enable_grad():
             outputs = probe.run(*(x.clone() for x in batch.inputs))
-        whole += float(outputs.detach().double().square().sum())
+        spread.add_(outputs.detach().double())
         names = list(probe.outputs)
         for _ in range(NUM_DRAWS):
             signs = torch.randint(2, outputs.shape, generator=generator).to(outputs.dtype) * 2 - 1
@@ -79,7 +95,7 @@ def sensitivities(
             for name, grad in zip(names, grads, strict=True):
                 moved = (grad * probe.errors[name]).flatten(1).sum(1).double()
                 squares[name] += float(moved.square().sum()) / NUM_DRAWS
-    found = [Sensitivity(name, total / max(whole, 1e-30)) for name, total in squares.items()]
+    found = [Sensitivity(name, total / spread.total()) for name, total in squares.items()]
     return tuple(sorted(found, key=lambda one: -one.error))
 
 
