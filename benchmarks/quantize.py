@@ -48,6 +48,7 @@ ROOT = Path(__file__).parents[1]
 SAMPLES = 64
 ORIGINAL = "original fp32"
 OURS: dict[str, dict[str, Any]] = {
+    "a scale per tensor, nearest, biases as they are": {"correct_bias": False, "granularity": "tensor"},
     "nearest, biases as they are": {"correct_bias": False},
     "default": {},
     "equalized": {"equalize": True},

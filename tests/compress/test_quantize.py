@@ -54,6 +54,15 @@ def test_weight_scales_are_the_largest_value_over_the_largest_integer_per_channe
         assert math.isclose(scale, row.abs().max().item() / (2 ** (usable_bits() - 1) - 1), rel_tol=1e-6)
 
 
+def test_one_scale_for_a_tensor_is_that_of_its_largest_channel() -> None:
+    module, x = net("conv")
+    graph, task = capture(module, (x,)), task_of(x)
+    channels, tensor = (Quantize(samples=64, granularity=one).plan(graph, task) for one in ("channel", "tensor"))  # type: ignore[arg-type]
+    for by_channel, by_tensor in zip(channels.weights, tensor.weights, strict=True):
+        assert set(by_tensor.scales) == {max(by_channel.scales)}
+        assert len(by_tensor.scales) == len(by_channel.scales)
+
+
 def test_activation_levels_agree_with_plain_arithmetic() -> None:
     module, graph, plan, x = quantized("mlp")
     first = plan.activations[0]
@@ -144,7 +153,7 @@ def test_integers_are_not_quantized_again() -> None:
     graph, task = capture(module, (x,)), task_of(x)
     method = Quantize(samples=64)
     once = method.apply(graph, method.plan(graph, task), Tools())
-    with pytest.raises(PlanError):
+    with pytest.raises(PlanError, match="holds integers already, which have no range to choose"):
         method.plan(once, task)
 
 
@@ -239,3 +248,7 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         Quantize(observer="best")  # type: ignore[arg-type]
     with pytest.raises(PlanError, match=r"int8 weights have 2 \.\.\. 8 bits"):
         Quantize(weight_bits=9)
+    with pytest.raises(
+        PlanError, match=r"granularity='group'\): there is none such; take one of \['channel', 'tensor'\]"
+    ):
+        Quantize(granularity="group")  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from trimtab.graph.capture import get_tensor, set_tensor_, without_unread_
 from trimtab.graph.fold import fold_batchnorm
 from trimtab.graph.shapes import refresh_shapes_
 from trimtab.measure.machine import stamp
+from trimtab.runtimes.base import is_quantized
 
 importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operators below
 integer = torch.ops.quantized_decomposed
@@ -51,6 +52,8 @@ ADDS = (aten.add.Tensor, aten.add_.Tensor)
 KEPT_VALUES = 1 << 15
 Rounding = Literal["nearest", "learned"]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "learned")
+Granularity = Literal["channel", "tensor"]
+GRANULARITIES: tuple[Granularity, ...] = ("channel", "tensor")
 BATCH = 8  # small, so that the values of a large picture stay in the cache and in memory that is used again
 
 
@@ -91,6 +94,7 @@ class Quantize:
         correct_bias: shift biases by what quantization moves each channel's mean. Where a channel has few weights
             (depthwise convolutions) and pictures have plain grounds, most of the error is such a shift.
         equalize: scale channels between layers first, so that one scale suits a whole tensor (`equalize.py`).
+        granularity: of the weights' scales: one for each output "channel", or one for the "tensor".
         most_error: how far the outputs may move on `select`, as a share of their variance. Where int8 moves them
             further, the layers that cost most stay in floating point, and the plan says so (`sensitivity.py`). None:
             it is not measured.
@@ -104,12 +108,12 @@ class Quantize:
     rounding: Rounding = "nearest"
     equalize: bool = False
     most_error: float | None = 0.25
+    granularity: Granularity = "channel"
 
     def __post_init__(self) -> None:
-        if self.observer not in OBSERVERS:
-            raise PlanError(f"Quantize(observer={self.observer!r}): there is none such; take one of {list(OBSERVERS)}.")
-        if self.rounding not in ROUNDINGS:
-            raise PlanError(f"Quantize(rounding={self.rounding!r}): there is none such; take one of {list(ROUNDINGS)}.")
+        for name, choices in (("observer", OBSERVERS), ("rounding", ROUNDINGS), ("granularity", GRANULARITIES)):
+            if (given := getattr(self, name)) not in choices:
+                raise PlanError(f"Quantize({name}={given!r}): there is none such; take one of {list(choices)}.")
         if self.most_error is not None and not self.most_error > 0:
             raise PlanError(
                 f"Quantize(most_error={self.most_error}): give a share of the outputs' variance, as 0.01, or None."
@@ -128,6 +132,11 @@ class Quantize:
             PlanError: nothing can be quantized, or the calibration data is too small, constant, not finite or of a
                 shape that the graph cannot take.
         """
+        if is_quantized(graph):
+            raise PlanError(
+                "The graph holds integers already, which have no range to choose. Give Quantize the graph before it "
+                "was quantized."
+            )
         data = calibration(task, self.samples, purpose="Quantization")
         require_fitting(graph, data)
         folded = fold_batchnorm(graph)
@@ -154,7 +163,7 @@ class Quantize:
                 else _activation(node.name, seen[node], self.observer)
             )
         bits = self.weight_bits or usable_bits()
-        weights = tuple(_weight(folded, layer, bits) for layer in layers)
+        weights = tuple(_weight(folded, layer, bits, self.granularity) for layer in layers)
         activations = tuple(scales.values())
         biases: tuple[BiasShift, ...] = ()
         if self.correct_bias or self.rounding == "learned":
@@ -311,14 +320,13 @@ def _activation(name: str, values: Tensor, observer: Observer) -> ActivationScal
     return ActivationScale(name, *affine(*OBSERVERS[observer](values)), low, high)
 
 
-def _weight(graph: GraphModule, layer: Node, bits: int) -> WeightScale:
+def _weight(graph: GraphModule, layer: Node, bits: int, granularity: Granularity) -> WeightScale:
     name = str(layer.args[1].target)  # type: ignore[union-attr]
     weight = get_tensor(graph, name).detach()
     if not weight.isfinite().all():
         raise PlanError(f"The weight {name!r} holds NaN or infinity, so it has no scale. Train or load the model anew.")
-    if not weight.is_floating_point():
-        raise PlanError(f"The weight {name!r} holds integers already: give Quantize the model before quantization.")
     largest = weight.flatten(1).abs().amax(1).clamp_min(1e-8)
+    largest = largest if granularity == "channel" else largest.max().expand_as(largest)
     return WeightScale(layer.name, name, tuple((largest / top(bits)).tolist()), bits)
 
 
