@@ -72,8 +72,8 @@ class QAT:
         epochs: over `task.train`.
         lr: the highest learning rate, of weights and of the logarithms of scales; the rest is the task's `fit`.
             Its precision "auto" is fp32 here: bf16 would round what the integers do not.
-        start: gives the first scales, the bits of the weights, and which layers become integers. Its biases, rounding,
-            equalization and bound on the error are not used: training settles all of that.
+        start: gives the first scales, the bits of the weights, and which layers become integers. Its biases, rounding
+            and bound on the error are not used: training settles all of that.
         learn_from: "original": its answers on the training inputs (as `Distill`), or "labels": the task's loss.
     """
 
@@ -110,10 +110,8 @@ class QAT:
         settings = dataclasses.replace(task.fit or Fit(), epochs=self.epochs, lr=self.lr)
         if settings.precision == "auto":
             settings = dataclasses.replace(settings, precision="fp32")
-        scales_alone = dataclasses.replace(
-            self.start, correct_bias=False, rounding="nearest", equalize=False, most_error=None
-        )
-        start = scales_alone.plan(graph, task)
+        unshifted = dataclasses.replace(self.start, correct_bias=False, rounding="nearest", most_error=None)
+        start = unshifted.plan(graph, task)
         return QATPlan(settings, self.learn_from, num_steps(task, settings), start)
 
     def apply(self, graph: GraphModule, plan: QATPlan, tools: Tools) -> GraphModule:
