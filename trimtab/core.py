@@ -98,7 +98,16 @@ class Metric:
 
 @dataclass(frozen=True)
 class Fit:
-    """How to train: AdamW with warm-up and cosine decay, for `epochs` over `train`."""
+    """How to train: AdamW with warm-up and cosine decay, for `epochs` over `train`.
+
+    precision: of the forward pass; "auto" times bf16 against fp32. compile: by torch.compile.
+    accumulate: the parts that each batch is cut into, to need less memory; the gradient stays the batch's own.
+    recompute: keep blocks' inputs alone and run them again in the backward pass, to need less memory.
+    clip: the largest norm that a gradient may have. nan: whether a batch of a loss or gradient that is no number
+    stops the run or is left out.
+    ema: end with the exponential average of the weights, of this decay, e.g. 0.99; or tail: with the mean of the
+    weights of this last fraction of the steps, e.g. 0.25.
+    """
 
     epochs: int = 10
     lr: float = 3e-3
@@ -106,11 +115,35 @@ class Fit:
     weight_decay: float = 0.02
     warmup: float = 0.1
     seed: int = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    accumulate: int = 1
+    recompute: bool = False
+    clip: float | None = None
+    nan: Literal["stop", "skip"] = "stop"
+    ema: float | None = None
+    tail: float | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or not 0 <= self.warmup < 1:
             raise TaskError(f"Fit needs epochs >= 1, batch_size >= 1, lr > 0 and 0 <= warmup < 1; got {self}.")
+        if not 1 <= self.accumulate <= self.batch_size:
+            raise TaskError(
+                f"Fit(accumulate={self.accumulate}) cuts a batch of {self.batch_size} into parts: give 1 to "
+                f"{self.batch_size}."
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise TaskError(f"Fit(clip={self.clip:g}) is the largest norm of a gradient: give more than 0, e.g. 1.")
+        if self.precision not in ("auto", "fp32", "bf16", "fp16") or self.nan not in ("stop", "skip"):
+            raise TaskError(
+                "Fit takes precision 'auto', 'fp32', 'bf16' or 'fp16', and nan 'stop' or 'skip'; got "
+                f"{self.precision!r} and {self.nan!r}."
+            )
+        for name, value in (("ema", self.ema), ("tail", self.tail)):
+            if value is not None and not 0 < value < 1 and not (name == "tail" and value == 1):
+                raise TaskError(f"Fit({name}={value:g}) is out of range: give a fraction, more than 0 and less than 1.")
+        if self.ema and self.tail:
+            raise TaskError(f"Fit averages the weights in one way: give ema={self.ema:g} or tail={self.tail:g}.")
 
 
 @dataclass(frozen=True)
@@ -121,6 +154,8 @@ class Task:
     verdict reads it. `fit` says how to train a fresh model; leave it None if the model you bring is trained.
     `augment` varies a training batch: (inputs, generator) -> inputs. `labels` are the K class names. `metrics` are
     further ones that a goal's bounds may name, and so are `slices`: name -> ((inputs, targets) -> which samples, [N]).
+    `weigh` is for a loss that is a mean over something else than the samples, e.g. over tokens that are no padding:
+    (targets) -> how many; with it, a batch in parts (`Fit.accumulate`) gives the gradient of the whole.
     """
 
     name: str
@@ -134,6 +169,7 @@ class Task:
     labels: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
     slices: Mapping[str, Slice] = field(default_factory=dict)
+    weigh: Callable[[Tensor], Any] = len
 
     @classmethod
     def of(cls, name: str, *, train: Pair, select: Pair, verify: Pair, **settings: Any) -> Task:

@@ -27,8 +27,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, versions: int = 1) -> None:
     """Write `data` so that `path` holds either all of it or what it held before.
+
+    Args:
+        path: of the file.
+        data: all of it.
+        versions: how many to keep; those before this one stay as `older(path, 1)`, `older(path, 2)`, ... If the
+            process is killed between two renames, the newest may be `older(path, 1)`.
 
     Raises:
         RunError: the disk is full or the folder cannot be written; nothing half-written is left.
@@ -40,12 +46,20 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        for age in range(versions - 1, 0, -1):
+            if older(path, age - 1).exists():
+                older(path, age - 1).replace(older(path, age))
         part.replace(path)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:  # also where Ctrl-C came in between
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def older(path: Path, age: int) -> Path:
+    """Where the version of `path` is that was written `age` versions before the newest; 0 is `path` itself."""
+    return path.with_name(f"{path.name}.{age}") if age else path
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:

@@ -1,14 +1,15 @@
 """Checkpoints: one safetensors file, whole or absent, that knows its own hash and what it belongs to.
 
-The header's metadata holds `note`, JSON of the step and of what the run is made of (`identity`), and `sha256` over
-that and all tensors. All randomness of a step is seeded by its number (see loop.py), so no generator state is kept.
+The header's metadata holds `note`, JSON of the step, of what the run is made of (`identity`) and of the optimizer's
+values that are no tensors, and `sha256` over that and all tensors. All randomness of a step, its place in the shuffle
+included, is seeded by its number (see loop.py), so no generator state and no place in the data is kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,50 +23,61 @@ from trimtab.errors import RunError
 from trimtab.files import write_atomic
 from trimtab.train.integers import named_tensors
 
-FORMAT = "trimtab checkpoint 1"
+FORMAT = "trimtab checkpoint 2"
+
+
+class DamagedCheckpoint(RunError):
+    """A checkpoint was truncated or altered; an older one may be whole."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `step` steps; `identity` says of which model, data and settings."""
+    """The state after `step` steps; `identity` says of which model, data and settings.
+
+    values: what the optimizer holds beside tensors, as JSON.
+    """
 
     step: int
     precision: str
     identity: dict[str, str]
     tensors: dict[str, Tensor]
+    values: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write it, atomically.
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, versions: int = 1) -> None:
+    """Write it, atomically; of the ones before, `versions - 1` stay (`files.older`).
 
     Raises:
-        RunError: the disk is full or the folder cannot be written.
+        RunError: the disk is full or the folder cannot be written; the ones before are as they were.
     """
-    note = json.dumps(
-        {"step": checkpoint.step, "precision": checkpoint.precision, "identity": checkpoint.identity}, sort_keys=True
-    )
+    described = {key: value for key, value in vars(checkpoint).items() if key != "tensors"}
+    note = json.dumps(described, sort_keys=True)
     metadata = {"format": FORMAT, "note": note, "sha256": _hash(note, checkpoint.tensors)}
-    write_atomic(path, save(checkpoint.tensors, metadata=metadata))
+    write_atomic(path, save(checkpoint.tensors, metadata=metadata), versions=versions)
 
 
 def load_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
     """Read it, if it is whole and of this run.
 
     Raises:
-        RunError: it is damaged, or of another model, data or settings: names the difference.
+        DamagedCheckpoint: it was truncated or altered.
+        RunError: it is of another model, data or settings: names the difference.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        data = path.read_bytes()
+        tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, OSError) as error:
-        raise RunError(_damaged(path, str(error))) from error
+        raise DamagedCheckpoint(_damaged(path, str(error))) from error
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    metadata = json.loads(header)["__metadata__"] if b"__metadata__" in header else {}
     note = metadata.get("note", "")
-    if metadata.get("format") != FORMAT or metadata.get("sha256") != _hash(note, tensors):
-        raise RunError(_damaged(path, "its content does not match its hash"))
+    # The header is filled up with spaces, which no hash is over.
+    whole = metadata.get("format") == FORMAT and metadata.get("sha256") == _hash(note, tensors)
+    if not whole or not header.rstrip(b" ").endswith(b"}"):
+        raise DamagedCheckpoint(_damaged(path, "its content does not match its hash"))
     value: dict[str, Any] = json.loads(note)
     _refuse_other(path, value["identity"], identity)
-    return Checkpoint(value["step"], value["precision"], value["identity"], tensors)
+    return Checkpoint(**value, tensors=tensors)
 
 
 def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -73,22 +85,37 @@ def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     tensors = {f"model.{name}": tensor for name, tensor in named_tensors(model).items()}
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {})
-        tensors |= {f"optimizer.{key}.{name}": tensor for key, tensor in state.items()}
+        tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items() if isinstance(value, Tensor)}
     return {name: _copied(tensor) for name, tensor in tensors.items()}
 
 
-def restore_(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `tensors_of` took, into the very tensors that are there."""
+def values_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """What the optimizer holds beside tensors: of each of its groups, and of each parameter."""
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    state: dict[str, Any] = {}
+    for name, parameter in model.named_parameters():
+        plain = {k: v for k, v in optimizer.state.get(parameter, {}).items() if not isinstance(v, Tensor)}
+        state |= {name: plain} if plain else {}
+    return {"groups": groups, "state": state}
+
+
+def restore_(model: nn.Module, optimizer: Optimizer, found: Checkpoint) -> None:
+    """Put back what `tensors_of` and `values_of` took, into the very tensors that are there."""
     with torch.no_grad():
         for name, tensor in named_tensors(model).items():
-            tensor.copy_(tensors[f"model.{name}"])
+            tensor.copy_(found.tensors[f"model.{name}"])
     parameters = dict(model.named_parameters())
-    for full, tensor in tensors.items():
+    for full, tensor in found.tensors.items():
         kind, _, rest = full.partition(".")
         if kind == "optimizer":
             key, _, name = rest.partition(".")
             like = parameters[name] if tensor.shape == parameters[name].shape else tensor
             optimizer.state[parameters[name]][key] = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+    for name, plain in found.values["state"].items():
+        optimizer.state[parameters[name]].update(plain)
+    for group, values in zip(optimizer.param_groups, found.values["groups"], strict=True):
+        # JSON knows no tuples
+        group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in values.items()})
 
 
 def describe_model(model: nn.Module) -> dict[str, str]:

@@ -26,15 +26,11 @@ from trimtab.core import Fit, Metric, Split, Task
 from trimtab.errors import TaskError
 from trimtab.measure.quality import scores
 from trimtab.tasks.check import evaluating, fingerprint_split
-from trimtab.train.checkpoint import (
-    Checkpoint,
-    describe_model,
-    load_checkpoint,
-    restore_,
-    save_checkpoint,
-    tensors_of,
-)
+from trimtab.train.average import Average, average_of
+from trimtab.train.checkpoint import Checkpoint, describe_model, restore_, tensors_of, values_of
+from trimtab.train.gradient import Gradient, Objective, lent, scaler_for, take_
 from trimtab.train.integers import IntegerWeight
+from trimtab.train.keep import ENDED_BY_SIGTERM, Keep, Keeper, terminating
 from trimtab.train.precision import (
     autocast,
     breaks_in_channels_last,
@@ -43,18 +39,22 @@ from trimtab.train.precision import (
     lay_out_,
     pick_precision,
 )
+from trimtab.train.recompute import recomputing
 from trimtab.train.schedule import warmup_cosine
 
-# (model, inputs, targets [B, ...]) -> the loss, a single number
-Objective = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 Report = Callable[[int, int, str], None]
 M = TypeVar("M", bound=nn.Module)
 REPORT_EVERY_SECONDS = 0.1
+MOST_SKIPPED = 10
+STATISTICS_BATCHES = 50
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was taken; steps and epochs count from 0. Reading `loss` waits for the step's end."""
+    """A step that was taken; steps and epochs count from 0. Reading `loss` waits for the step's end.
+
+    skipped: how many batches were left out until now, this one included (`Fit.nan`).
+    """
 
     index: int
     total: int
@@ -63,6 +63,7 @@ class Step:
     lr: float
     samples_per_second: float
     seconds_left: float
+    skipped: int = 0
 
 
 @contextlib.contextmanager
@@ -72,21 +73,24 @@ def training(
     settings: Fit | None = None,
     *,
     objective: Objective | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | Keep | None = None,
 ) -> Iterator[Iterator[Step]]:
     """Train `model`, in place, one step for each that is asked for.
 
     Args:
-        model: returns one tensor; its modes and memory layout come back at the end.
-        task: `train`, `loss` and `augment` are used, nothing else. An epoch leaves out the samples beyond the last
-            full batch, others each time.
+        model: returns one tensor; its modes and memory layout come back at the end. If the settings ask for an average
+            of the weights, the end of the `with` makes it the model's weights.
+        task: `train`, `loss`, `weigh` and `augment` are used, nothing else. An epoch leaves out the samples beyond the
+            last full batch, others each time.
         settings: default: the task's `fit`.
         objective: (model, inputs, targets) -> loss; default: the task's loss on the model's outputs.
-        checkpoint: a file written after each epoch. If it is there, the run goes on from it, bit-exactly.
+        checkpoint: a file written after each epoch, the one before it kept beside it; `Keep` says it otherwise. If it
+            is there, the run goes on from it, bit-exactly. SIGTERM is then put off to the end of the step: the state
+            is written, and the process exits with 143.
 
     Raises:
         TaskError: the loss is NaN or inf; or nothing in the model can be trained.
-        RunError: the checkpoint is damaged or of another run.
+        RunError: the checkpoint is damaged and so is the one before, or it is of another run.
 
     Example:
         >>> from trimtab.tasks.make import task_from_pairs
@@ -96,17 +100,28 @@ def training(
         ...     [step.epoch for step in steps]
         [0, 0, 1, 1]
     """
+    settings = settings or task.fit or Fit()
+    keep = Keep(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     modes = [(part, part.training) for part in model.modules()]
     relaid = channels_last_(model, task.train.inputs)
-    steps = _steps(model, task, settings or task.fit or Fit(), objective or _task_loss(task), checkpoint)
-    try:
-        yield steps
-    finally:
-        steps.close()
-        if relaid:
-            lay_out_(model, torch.contiguous_format)
-        for part, mode in modes:
-            part.training = mode
+    with contextlib.ExitStack() as stack:
+        if settings.recompute:
+            stack.enter_context(recomputing(model))
+        asked = stack.enter_context(terminating()) if keep else lambda: False
+        run = _Run(model, task, settings, objective or _task_loss(task))
+        steps = _steps(run, keep, asked)
+        try:
+            yield steps
+            steps.close()
+            run.settle_()
+        finally:
+            steps.close()
+            if relaid:
+                lay_out_(model, torch.contiguous_format)
+            for part, mode in modes:
+                part.training = mode
+        if asked():
+            raise SystemExit(ENDED_BY_SIGTERM)
 
 
 def fit(
@@ -116,7 +131,7 @@ def fit(
     *,
     objective: Objective | None = None,
     report: Report | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | Keep | None = None,
 ) -> M:
     """A trained copy of `model`, in eval mode: `training` run to its end.
 
@@ -171,57 +186,135 @@ def score(model: nn.Module, split: Split, metric: Metric) -> np.ndarray:
     return scores(metric, predict(model, split.inputs), split.targets)
 
 
-def _steps(
-    model: nn.Module, task: Task, settings: Fit, objective: Objective, checkpoint: Path | None
-) -> Generator[Step, None, None]:
-    num, batch_size = len(task.train), min(settings.batch_size, len(task.train))
-    per_epoch, total = num // batch_size, num_steps(task, settings)
-    optimizer = _optimizer(model, settings)
-    identity = _identity(model, task, settings, objective) if checkpoint else {}
-    first, precision = 0, ""
-    # Images are often channels last by where they come from, whatever the weights are.
-    lay = channels_first if breaks_in_channels_last(model) else tuple
-    if checkpoint and checkpoint.exists():
-        found = load_checkpoint(checkpoint, identity)
-        restore_(model, optimizer, found.tensors)
-        first, precision = found.step, found.precision
-    elif settings.precision == "auto":
-        precision = pick_precision(model, lay(task.train.batch(slice(0, batch_size)).inputs))
-    precision = precision or settings.precision
-    cast = autocast(precision)
-    integer = any(isinstance(parameter, IntegerWeight) for parameter in model.parameters())
+class _Run:
+    """What a run of `settings` on `task` is made of, and its state."""
+
+    def __init__(self, model: nn.Module, task: Task, settings: Fit, objective: Objective) -> None:
+        self.model, self.task, self.settings, self.objective = model, task, settings, objective
+        self.batch_size = min(settings.batch_size, len(task.train))
+        self.per_epoch, self.total = len(task.train) // self.batch_size, num_steps(task, settings)
+        self.optimizer = _optimizer(model, settings)
+        self.integer = any(isinstance(parameter, IntegerWeight) for parameter in model.parameters())
+        self.average: Average | None = average_of(model, settings, self.total)
+        # Images are often channels last by where they come from, whatever the weights are.
+        self.lay = channels_first if breaks_in_channels_last(model) else tuple
+        self.precision, self.first, self.taken, self.skipped, self.in_a_row = "", 0, 0, 0, 0
+
+    def begin_(self, keeper: Keeper | None) -> Gradient:
+        """Go on from a checkpoint, if there is one; returns how gradients are made."""
+        model, settings = self.model, self.settings
+        found = keeper.found() if keeper else None
+        if found:
+            self.first = self.taken = found.step
+            self.precision = found.precision
+        elif settings.precision == "auto":
+            self.precision = pick_precision(model, self.lay(self.task.train.batch(slice(0, self.batch_size)).inputs))
+        self.precision = self.precision or settings.precision
+        self.scaler = scaler_for(self.precision)
+        if found:
+            restore_(model, self.optimizer, found)
+            self._restore_own_(found)
+        parts = min(settings.accumulate, self.batch_size)
+        return Gradient(self.objective, autocast(self.precision), parts, self.task.weigh, self.scaler)
+
+    def checkpoint(self, identity: dict[str, str]) -> Checkpoint:
+        """The state as it is, copied."""
+        tensors, values = tensors_of(self.model, self.optimizer), values_of(self.model, self.optimizer)
+        if self.average:
+            tensors |= {f"average.{name}": tensor.clone() for name, tensor in self.average.tensors.items()}
+        values |= {"skipped": self.skipped, "scaler": self.scaler.state_dict() if self.scaler else {}}
+        return Checkpoint(self.taken, self.precision, identity, tensors, values)
+
+    def _restore_own_(self, found: Checkpoint) -> None:
+        if self.average:
+            for name, tensor in self.average.tensors.items():
+                tensor.copy_(found.tensors[f"average.{name}"])
+        if self.scaler:
+            self.scaler.load_state_dict(found.values["scaler"])
+        self.skipped = found.values["skipped"]
+
+    def batch(self, order: Tensor, index: int) -> Split:
+        """The batch of step `index`, augmented and laid out."""
+        at = index % self.per_epoch * self.batch_size
+        batch = self.task.train.batch(order[at : at + self.batch_size])
+        if self.task.augment is None:
+            return Split(self.lay(batch.inputs), batch.targets)
+        inputs = self.task.augment(batch.inputs, _generator(self.settings, "augment", index))
+        return Split(self.lay(inputs), batch.targets)
+
+    def order(self, epoch: int) -> Tensor:
+        """The samples of `epoch` in their order, [N]."""
+        return torch.randperm(len(self.task.train), generator=_generator(self.settings, "order", epoch))
+
+    def settle_(self) -> None:
+        """Make the average the model's weights, and its statistics those of these weights."""
+        if not (self.average and self.taken and self.average.put_(self.taken - 1)):
+            return
+        if not any(buffer.is_floating_point() for buffer in self.model.buffers()):
+            return
+        self.model.train()
+        order = self.order(self.settings.epochs)
+        for index in range(STATISTICS_BATCHES):
+            with torch.no_grad():
+                self.model(*self.batch(order, index % self.per_epoch).inputs)
+
+
+def _steps(run: _Run, keep: Keep | None, asked: Callable[[], bool]) -> Generator[Step, None, None]:
+    settings, model, optimizer, total = run.settings, run.model, run.optimizer, run.total
+    identity = _identity(run) if keep else {}
+    keeper = Keeper(keep, identity) if keep else None
+    gradient = run.begin_(keeper)
+    called: Any = torch.compile(model) if settings.compile else model
     model.train()
     began, last = time.perf_counter(), None
-    for index in range(first, total):
-        epoch, at = divmod(index, per_epoch)
-        if index == first or at == 0:
-            order = torch.randperm(num, generator=_generator(settings, "order", epoch))
-            # All at once: one by one, from a cold cache, each takes 1 % of a step of a millisecond.
-            seeds = iter([_seed(settings, "dropout", number) for number in range(index, index + per_epoch - at)])
-        lr = settings.lr * warmup_cosine(index, total, warmup=settings.warmup)
-        batch = _augmented(task, task.train.batch(order[at * batch_size : (at + 1) * batch_size]), settings, index)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad()
-        loss = _forward(objective, model, Split(lay(batch.inputs), batch.targets), next(seeds), cast)
-        loss.backward()
-        _update(optimizer, _seed(settings, "rounding", index) if integer else None)
-        # The step before is looked at, not this one: on an accelerator that does not stall the queue.
-        _refuse_nan(last)
-        spent = (time.perf_counter() - began) / (index + 1 - first)
-        last = Step(index, total, epoch, loss.detach(), lr, batch_size / spent, spent * (total - index - 1))
-        if at == per_epoch - 1:
-            _refuse_nan(last)
-            if checkpoint:
-                state = tensors_of(model, optimizer)
-                save_checkpoint(checkpoint, Checkpoint(index + 1, precision, identity, state))
-        yield last
+    try:
+        for index in range(run.first, total):
+            epoch, at = divmod(index, run.per_epoch)
+            if index == run.first or at == 0:
+                order = run.order(epoch)
+                # All at once: one by one, from a cold cache, each takes 1 % of a step of a millisecond.
+                seeds = iter([_seed(settings, "dropout", n) for n in range(index, index + run.per_epoch - at)])
+            lr = settings.lr * warmup_cosine(index, total, warmup=settings.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad()
+            loss = _taken(run, gradient, called, run.batch(order, index), next(seeds))
+            # The step before is looked at, not this one: on an accelerator that does not stall the queue.
+            _refuse_nan(run, last, order)
+            run.taken = index + 1
+            spent = (time.perf_counter() - began) / (run.taken - run.first)
+            left = spent * (total - run.taken)
+            last = Step(index, total, epoch, loss, lr, run.batch_size / spent, left, run.skipped)
+            if at == run.per_epoch - 1 or (keeper and (asked() or keeper.due(run.taken, run.per_epoch))):
+                _refuse_nan(run, last, order)
+            if keeper and (asked() or keeper.due(run.taken, run.per_epoch) or run.taken == total):
+                keeper.save(run.taken, lambda: run.checkpoint(identity))
+            if asked():
+                raise SystemExit(ENDED_BY_SIGTERM)
+            yield last
+    finally:
+        if keeper:
+            keeper.close()
 
 
-def _augmented(task: Task, batch: Split, settings: Fit, index: int) -> Split:
-    if task.augment is None:
-        return batch
-    return Split(task.augment(batch.inputs, _generator(settings, "augment", index)), batch.targets)
+def _taken(run: _Run, gradient: Gradient, called: nn.Module, batch: Split, seed: int) -> Tensor:
+    """Take a step; returns its loss."""
+    skip = run.settings.nan == "skip"
+    kept = [buffer.clone() for buffer in run.model.buffers()] if skip else []
+    loss = gradient.add_(called, batch, seed)
+    # Integer weights are rounded by chance, by draws from the global generator: as for dropout.
+    chance = lent(_seed(run.settings, "rounding", run.taken)) if run.integer else contextlib.nullcontext()
+    with chance:
+        took = take_(run.optimizer, run.settings, run.scaler, usable=not skip or math.isfinite(float(loss)))
+    if took:
+        run.in_a_row = 0
+    else:
+        run.skipped, run.in_a_row = run.skipped + 1, run.in_a_row + 1
+        for buffer, before in zip(run.model.buffers(), kept, strict=True):
+            buffer.copy_(before)
+    if run.average:
+        run.average.update_(run.taken)
+    return loss
 
 
 def _task_loss(task: Task) -> Objective:
@@ -246,10 +339,11 @@ def _optimizer(model: nn.Module, settings: Fit) -> AdamW:
     return AdamW([group for group in groups if group["params"]], lr=settings.lr, fused=True)
 
 
-def _identity(model: nn.Module, task: Task, settings: Fit, objective: Objective) -> dict[str, str]:
-    name = getattr(objective, "__name__", type(objective).__name__)
-    model_says = describe_model(model)
-    return {**model_says, "fit": str(settings), "data": fingerprint_split(task.train), "objective": name}
+def _identity(run: _Run) -> dict[str, str]:
+    name = getattr(run.objective, "__name__", type(run.objective).__name__)
+    settings = "; ".join(f"{key}={value!r}" for key, value in vars(run.settings).items())
+    data = fingerprint_split(run.task.train)
+    return {**describe_model(run.model), "fit": settings, "data": data, "objective": name}
 
 
 def _seed(settings: Fit, purpose: str, number: int) -> int:
@@ -261,34 +355,33 @@ def _generator(settings: Fit, purpose: str, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(_seed(settings, purpose, number))
 
 
-def _forward(
-    objective: Objective, model: nn.Module, batch: Split, seed: int, cast: contextlib.AbstractContextManager[Any]
-) -> Tensor:
-    # Dropout draws from the global generator and takes no other: it is lent our seed and then put back. By hand, as
-    # `torch.random.fork_rng` takes 1 % of a step of a millisecond; so does `autocast` if it is made anew each time.
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        with cast:
-            return objective(model, batch.inputs, batch.targets)
-    finally:
-        torch.default_generator.set_state(state)
-
-
-def _update(optimizer: AdamW, seed: int | None) -> None:
-    if seed is None:
-        optimizer.step()
+def _refuse_nan(run: _Run, step: Step | None, order: Tensor) -> None:
+    if step is None or (math.isfinite(float(step.loss)) and run.in_a_row < MOST_SKIPPED):
         return
-    # Integer weights are rounded by chance, by draws from the global generator: as for dropout.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        optimizer.step()
-
-
-def _refuse_nan(step: Step | None) -> None:
-    if step and not math.isfinite(float(step.loss)):
+    where = f"at step {step.index} of {step.total} (epoch {step.epoch}), at a learning rate of {step.lr:.3g}"
+    if run.in_a_row >= MOST_SKIPPED:
         raise TaskError(
-            f"The loss became {float(step.loss)} at step {step.index} of {step.total} (epoch {step.epoch}), at a "
-            f"learning rate of {step.lr:.3g}. Train with a smaller one, e.g. Fit(lr={step.lr / 10:.1g}), or a longer "
-            "warm-up."
+            f"{run.in_a_row} batches in a row were left out, their loss or gradient being no number, the last "
+            f"{where}: "
+            f"single batches are not to blame. Train with a smaller learning rate, e.g. Fit(lr={step.lr / 10:.1g})."
         )
+    if run.settings.nan == "skip":
+        return
+    raise TaskError(f"The loss became {float(step.loss)} {where}. {_mend(run, step, order)}")
+
+
+def _mend(run: _Run, step: Step, order: Tensor) -> str:
+    at = step.index % run.per_epoch * run.batch_size
+    samples, batch = order[at : at + run.batch_size], run.batch(order, step.index)
+    bad = torch.zeros(len(samples), dtype=torch.bool)
+    for tensor in (*batch.inputs, batch.targets):
+        bad |= ~tensor.isfinite().reshape(len(samples), -1).all(1)
+    if bad.any():
+        return (
+            f"{int(bad.sum())} of the batch's {len(bad)} samples hold NaN or inf, as they are or as `augment` makes "
+            f"them, e.g. train[{int(samples[bad][0])}]. Mend the data, or leave such batches out: Fit(nan='skip')."
+        )
+    return (
+        f"The batch itself is finite. Train with a smaller learning rate, e.g. Fit(lr={step.lr / 10:.1g}), or a longer "
+        "warm-up, or clip the gradients: Fit(clip=1)."
+    )
