@@ -15,7 +15,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -65,7 +65,7 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
     """
     try:
         data = path.read_bytes()
-        tensors = safetensors.torch.load(data)
+        tensors = load(data)
     except (safetensors.SafetensorError, OSError) as error:
         raise DamagedCheckpoint(_damaged(path, str(error))) from error
     header = data[8 : 8 + int.from_bytes(data[:8], "little")]
