@@ -1,4 +1,4 @@
-"""The command line: one command for each public function of the pipeline, with the same names and defaults."""
+"""The command line: a command for each public function of pipeline and teach, with the same names and defaults."""
 
 from __future__ import annotations
 
@@ -48,6 +48,15 @@ class Allocation(str, Enum):  # noqa: UP042 - typer shows the values of a str en
     global_ = "global"
 
 
+class TrainPrecision(str, Enum):  # noqa: UP042 - typer shows the values of a str enum
+    """What a training step's forward pass computes in."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 @app.callback()
 def root() -> None:
     """Bring a model; get back the cheapest version that keeps what must stay true, with the proof.
@@ -80,6 +89,9 @@ def optimize(
         float | None, typer.Option(help="What the target takes while it runs, to estimate energy without a counter.")
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/TASK).")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A saved model's folder (of train or prune) instead of the task's own.")
+    ] = None,
     *,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress display.")] = False,
 ) -> None:
@@ -99,13 +111,15 @@ def optimize(
     from trimtab.pipeline import optimize as run_pipeline
     from trimtab.report.terminal import summary
     from trimtab.tasks.resolve import resolve
+    from trimtab.teach.train import trained_by
 
     goal = Goal(minimise.value, keep=keep, drop=drop, confidence=confidence, minutes=minutes)
     allowed = tuple(runtimes) if runtimes else None
     target = Target("cpu", allowed, batch_size, threads, price_per_hour, watts)
     command = shlex.join(["trimtab", *sys.argv[1:]])
-    model, described = resolve(task)
-    artifact = run_pipeline(model, described, target=target, goal=goal, run=run, quiet=quiet, command=command)
+    fresh, described = resolve(task)
+    started = trained_by(model, described) if model else (fresh, described)
+    artifact = run_pipeline(*started, target=target, goal=goal, run=run, quiet=quiet, command=command)
     summary(artifact.evidence, console=Console())
     raise typer.Exit(EXIT_CODES[artifact.verdict.word])
 
@@ -166,6 +180,75 @@ def prune(
         typer.echo(f"{name}: {shrunk.before:.4g} before; nothing was written (dry run)")
     else:
         typer.echo(f"{name}: {shrunk.before:.4g} to {shrunk.after:.4g}\nwrote {shrunk.folder}")
+
+
+@app.command()
+def train(
+    task: Annotated[
+        str, typer.Argument(help="A built-in task (fashion), FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.")
+    ],
+    until: Annotated[str | None, typer.Option(help="Stop once select reaches it, e.g. accuracy=0.9.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Stop when it is spent: 90s, 10m or 2h.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the task's.")] = None,
+    lr: Annotated[float | None, typer.Option(help="The highest learning rate, instead of the task's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Instead of the task's.")] = None,
+    precision: Annotated[TrainPrecision | None, typer.Option(help="Of the forward pass.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write (default: runs/TASK-trained).")] = None,
+    *,
+    compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="By torch.compile.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress display.")] = False,
+) -> None:
+    """Train a task's model and write it to a folder.
+
+    Stopped or killed, it goes on where it was: give the same command again. tt.load(FOLDER).graph gives the model, and
+    trimtab optimize TASK --model FOLDER goes on from it.
+
+    Examples:
+      trimtab train fashion --until accuracy=0.85 --budget 10m
+
+      trimtab train mytask.py:make --epochs 20 --precision bf16 --output trained
+    """
+    from dataclasses import replace
+
+    from trimtab.core import Fit
+    from trimtab.tasks.resolve import resolve
+    from trimtab.teach.train import parse_until, seconds_of
+    from trimtab.teach.train import train as run_train
+
+    goal, seconds = parse_until(until), seconds_of(budget)
+    model, described = resolve(task)
+    asked = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "precision": precision, "compile": compile}
+    given = {name: getattr(value, "value", value) for name, value in asked.items() if value is not None}
+    settings = replace(described.fit or Fit(), **given)
+    trained = run_train(model, described, settings=settings, until=goal, budget=seconds, output=output, quiet=quiet)
+    name = f"{described.metric.name} on select"
+    typer.echo(f"{name}: {trained.metric:.4g} after {trained.steps} steps: {trained.why}\nwrote {trained.folder}")
+
+
+@app.command()
+def verify_resume(
+    task: Annotated[
+        str, typer.Argument(help="A built-in task (fashion), FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.")
+    ],
+    steps: Annotated[int, typer.Option(help="Steps before the kill, and again after it.")] = 10,
+) -> None:
+    """Kill a task's training, resume it in a new process, and compare with one that was never stopped, bit for bit.
+
+    The exit code is 0 if nothing differs and 1 if something does: the first thing is named.
+
+    Example:
+      trimtab verify-resume fashion
+    """
+    from trimtab.teach.verify import verify_resume as verify
+
+    found = verify(task, steps=steps)
+    if found.difference:
+        typer.echo(f"differs: {found.difference}")
+        raise typer.Exit(1)
+    typer.echo(
+        f"equal, bit for bit: killed after {found.steps} steps and resumed, as never stopped; {2 * found.steps} steps "
+        f"with their samples, losses and random states, and {found.tensors} tensors were compared"
+    )
 
 
 @app.command()

@@ -32,7 +32,7 @@ ORDER = [
     ["artifact"],
     ["search", "diagnose"],
     ["report"],
-    ["attempt"],
+    ["attempt", "teach"],
     ["prove"],
     ["pipeline"],
     ["cli"],
@@ -117,13 +117,19 @@ def test_no_flag_exists_that_python_lacks() -> None:
     from trimtab.compress.allocate import Budget
     from trimtab.compress.importance import MEASURES
     from trimtab.compress.prune import Prune
+    from trimtab.core import Fit
+    from trimtab.teach.train import train
+    from trimtab.teach.verify import verify_resume
 
     fields = {field.name for value in (Goal, Target) for field in dataclasses.fields(value)}
     known = fields | set(inspect.signature(pipeline.optimize).parameters)
     flags = set(inspect.signature(cli.optimize).parameters)
     assert flags <= known, flags - known
-    for command, function in ((cli.run, pipeline.run), (cli.report, pipeline.rewrite_report)):
+    pairs = ((cli.run, pipeline.run), (cli.report, pipeline.rewrite_report), (cli.verify_resume, verify_resume))
+    for command, function in pairs:
         assert set(inspect.signature(command).parameters) == set(inspect.signature(function).parameters)
+    of_fit = {field.name for field in dataclasses.fields(Fit)}
+    assert set(inspect.signature(cli.train).parameters) <= of_fit | set(inspect.signature(train).parameters)
     settings = {field.name for value in (Prune, Budget) for field in dataclasses.fields(value)}
     flags_of_prune = set(inspect.signature(cli.prune).parameters)
     assert flags_of_prune <= settings | set(inspect.signature(pipeline.prune).parameters)
