@@ -219,7 +219,7 @@ def train(
     model, described = resolve(task)
     asked = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "precision": precision, "compile": compile}
     given = {name: getattr(value, "value", value) for name, value in asked.items() if value is not None}
-    settings = replace(described.fit or Fit(), **given)
+    settings = replace(described.fit or Fit(), **given)  # type: ignore[arg-type]
     trained = run_train(model, described, settings=settings, until=goal, budget=seconds, output=output, quiet=quiet)
     name = f"{described.metric.name} on select"
     typer.echo(f"{name}: {trained.metric:.4g} after {trained.steps} steps: {trained.why}\nwrote {trained.folder}")

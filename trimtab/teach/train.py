@@ -1,4 +1,4 @@
-"""Train a task's model until the epochs end, a metric is reached or the time is spent, and keep it as `tt.save` does."""
+"""Train a task's model until the epochs end, a metric is reached or the time is spent; kept as `tt.save` does."""
 
 from __future__ import annotations
 

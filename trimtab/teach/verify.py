@@ -1,8 +1,8 @@
 """Whether training a task can be resumed bit for bit: killed by the system, read back in a new process, compared.
 
-Three processes: one takes k steps, writes its checkpoint and dies of SIGKILL; a second goes on to 2 k; a third takes 2 k
-without a break. What each step saw (targets, inputs, the generator that dropout draws from), its loss, and at the end
-every tensor of model, optimizer and average have to be equal.
+Three processes: one takes k steps, writes its checkpoint and dies of SIGKILL; a second goes on to 2 k; a third takes
+2 k without a break. What each step saw (targets, inputs, the generator that dropout draws from), its loss, and at the
+end every tensor of model, optimizer and average have to be equal.
 Cost: 4 k steps, and the start of three processes.
 """
 
