@@ -457,7 +457,7 @@ def test_help_teaches_with_examples(trimtab: Trimtab) -> None:
     top = trimtab("--help")
     assert top.code == 0
     assert "trimtab optimize fashion" in top.out
-    for command in ("optimize", "run", "report", "doctor"):
+    for command in ("optimize", "train", "verify-resume", "run", "report", "doctor"):
         assert command in top.out
         own = trimtab(command, "--help")
         assert own.code == 0

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from tests.train.toy import FIT, same_weights, toy_net, toy_task
+from trimtab.errors import TaskError
+from trimtab.train.integers import integer_weights_
 from trimtab.train.loop import fit, score, training
 
 TASK = dataclasses.replace(toy_task(), augment=None)
@@ -72,3 +74,8 @@ def test_an_average_survives_a_checkpoint(tmp_path, average):
         for _ in range(13):
             next(steps)
     assert same_weights(fit(model, toy_task(), settings, checkpoint=path), fit(model, toy_task(), settings))
+
+
+def test_integer_weights_have_no_average():
+    with pytest.raises(TaskError, match=r"the model's are integers: .* call float_weights_\(model\) first"):
+        fit(integer_weights_(plain_net()), TASK, dataclasses.replace(FIT, ema=0.9))

@@ -16,6 +16,7 @@ from trimtab.core import Fit, Task
 from trimtab.errors import RunError, TaskError
 from trimtab.files import older
 from trimtab.graph.capture import capture
+from trimtab.measure.quality import value
 from trimtab.report import words
 from trimtab.report.terminal import Progress
 from trimtab.tasks.check import check, check_model
@@ -146,16 +147,19 @@ def _watched(
     """Take the steps, telling how it goes, until something ends them; returns how many there were, and why."""
     began = told = time.monotonic()
     reached, taken = "", 0
+    best: float | None = None
     for step in steps:
         taken, now = step.index + 1, time.monotonic()
         if step.index + 1 == step.total or now - told >= TOLD_EVERY_SECONDS:
             show.step(taken, step.total, _text(step, settings, reached))
             told = now
         if taken * settings.epochs % step.total == 0:  # an epoch has ended
-            value = _on_select(model, task)
-            reached = f", {task.metric.name} {value:.4g}"
-            show.best(f"epoch {step.epoch + 1}/{settings.epochs}{reached}")
-            if ends.until and value >= ends.until[1]:
+            quality = _on_select(model, task)
+            reached = f", {task.metric.name} {quality:.4g}"
+            if best is None or quality > best:
+                best = quality
+                show.best(f"epoch {step.epoch + 1}/{settings.epochs}{reached}")
+            if ends.until and quality >= ends.until[1]:
                 return taken, f"{task.metric.name} {ends.until[1]:g} was reached"
         if ends.budget is not None and now - began >= ends.budget:
             return taken, f"the budget of {words.duration(ends.budget)} was spent"
@@ -172,7 +176,7 @@ def _text(step: Step, settings: Fit, reached: str) -> str:
 
 
 def _on_select(model: nn.Module, task: Task) -> float:
-    return float(score(model, task.select, task.metric).mean())
+    return value(task.metric, score(model, task.select, task.metric))
 
 
 def _refuse(task: Task, until: tuple[str, float] | None, budget: float | None, folder: Path) -> None:
