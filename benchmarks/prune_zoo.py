@@ -37,7 +37,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rival", action="store_true", help="Torch-Pruning's half instead of trimtab's")
     parser.add_argument("--quick", action="store_true", help="trimtab's half without reloading and ONNX Runtime")
     parser.add_argument("--failed", action="store_true", help="again what has not passed every column")
-    parser.add_argument("--limit", type=float, default=240, help="CPU seconds per model and setting")
+    parser.add_argument("--limit", type=float, default=100, help="CPU seconds per model and setting")
     parser.add_argument("--table", type=Path, help="write the results of both halves into this file, run nothing")
     parser.add_argument("--failures", type=Path, help="also write what failed, at length, into this file")
     return parser.parse_args(given)

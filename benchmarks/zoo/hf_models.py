@@ -339,7 +339,8 @@ ENTRIES: dict[str, Entry] = {
     "data2vec_vision": Entry("Data2VecVisionForImageClassification", "Data2VecVisionConfig", "image", settings=VISION),
     "dinov2": Entry("Dinov2ForImageClassification", "Dinov2Config", "image", settings={**VISION, "mlp_ratio": 2}),
     "dinov3_vit": Entry("DINOv3ViTModel", "DINOv3ViTConfig", "image", STATES, VISION),
-    "vit_mae": Entry("ViTMAEModel", "ViTMAEConfig", "image", STATES, {**VISION, "mask_ratio": 0.0}),
+    # The noise decides the order of the patches; without it the model draws some at each call.
+    "vit_mae": Entry("ViTMAEModel", "ViTMAEConfig", "image_and_noise", STATES, {**VISION, "mask_ratio": 0.0}),
     "yolos": Entry(
         "YolosForObjectDetection",
         "YolosConfig",
@@ -554,6 +555,7 @@ KEYS = {
     "tokens": ("input_ids",),
     "pair": ("input_ids", "decoder_input_ids"),
     "image": ("pixel_values",),
+    "image_and_noise": ("pixel_values", "noise"),
     "video": ("pixel_values",),
     "wave": ("input_values",),
     "spectrogram": ("input_values",),
@@ -616,6 +618,7 @@ def inputs(entry: Entry, config: object) -> tuple[Tensor, ...]:
     side = size if isinstance(size, int) else 64 if size is None else size[0]
     shape = {
         "image": (3, side, side),
+        "image_and_noise": (3, side, side),
         "video": (4, 3, side, side),
         "wave": (1600,),
         "spectrogram": (64, 16),
@@ -624,4 +627,6 @@ def inputs(entry: Entry, config: object) -> tuple[Tensor, ...]:
         "series": (32, 3),
     }[entry.kind]
     first = torch.randn((BATCH, *shape), generator=generator)
+    if entry.kind == "image_and_noise":
+        return first, torch.rand((BATCH, (side // VISION["patch_size"]) ** 2), generator=generator)
     return (first, tokens[:, : TOKENS // 2]) if entry.kind.endswith("_and_tokens") else (first,)
