@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tests.optim.problems import PROBLEMS, solve
 from trimtab.errors import OptimizerError
 from trimtab.optim import OPTIMIZERS
-from trimtab.optim.base import Optimizer
+from trimtab.optim.base import Optimizer, changed
 
 STEPS = {"quadratic": 300, "rosenbrock": 1000, "factorization": 300, "logistic": 400, "digits": 60}
 BEST = 1e-10  # the lowest loss is known to 10 digits
@@ -43,14 +43,22 @@ ROWS: dict[str, Row] = {
     "adagrad": Row((1.0, 1e-4), (3.0, 0.1), (1.0, 1e-12), (3.0, 2e-6), (0.1, 0.2)),
     "adam": Row((1.0, 1e-12), (1.0, 1e-10), (1.0, 1e-10), (1.0, BEST), (0.03, 5e-3)),
     "adamw": Row((1.0, 1e-12), (1.0, 1e-10), (1.0, 1e-10), (1.0, BEST), (0.03, 5e-3)),
+    "adamw8bit": Row((1.0, 1e-12), (1.0, 1e-10), (1.0, 1e-10), (1.0, BEST), (0.03, 5e-3)),
+    "cautious_adamw": Row((1.0, 1e-12), (1.0, 1e-7), (1.0, 1e-12), (1.0, BEST), (0.03, 1e-2)),
+    "conjugate_gradient": Row((1.0, 1e-12), (1.0, 1e-12), (1.0, 1e-12), (1.0, BEST), (1.0, 1e-6), steps=12),
+    "gradient_descent": Row((1.0, 1e-12), (1.0, 0.5), (1.0, 1e-12), (1.0, BEST), (1.0, 0.1), steps=20),
     "lbfgs": Row((1.0, 1e-12), (1.0, 1e-12), (1.0, 1e-10), (1.0, BEST), (1.0, 1e-6), steps=3),
     "lion": Row((0.1, 2e-4), (0.03, 5e-3), (0.3, 5e-4), (0.1, 1e-4), (0.01, 0.1)),
+    "muon": Row((1.0, 1e-12), (1.0, 1e-10), (0.1, 2e-8), (1.0, BEST), (0.1, 1e-3)),
     "nadamw": Row((1.0, 1e-10), (0.1, 0.05), (1.0, 1e-12), (1.0, 3e-10), (0.03, 0.1)),
+    "nesterov": Row((1.0, 1e-12), (1.0, 1e-10), (1.0, 1e-12), (1.0, BEST), (1.0, 1e-4), steps=20),
+    "prodigy": Row((1.0, 1e-11), (3.0, 1e-5), (1.0, 1e-10), (1.0, BEST), (1.0, 0.4)),
     "radam": Row((3.0, 1e-10), (0.03, 3.0), (3.0, 1e-10), (3.0, BEST), (0.3, 1e-2)),
     "rmsprop": Row((0.1, 1e-6), (3.0, 0.05), (0.1, 1e-12), (0.3, 1e-7), (0.01, 0.2)),
     "schedule_free_adamw": Row((0.3, 1e-7), (0.3, 0.01), (0.3, 5e-6), (1.0, 3e-5), (0.1, 5e-3)),
     "schedule_free_sgd": Row((3.0, 1e-4), (0.01, 0.1), (3.0, 5e-5), (3.0, 3e-4), (1.0, 0.1)),
     "sgd": Row((1.0, 1e-10), (0.001, 0.01), (1.0, 1e-12), (3.0, BEST), (0.3, 0.2)),
+    "soap": Row((0.3, 1e-7), (0.03, 1e-10), (0.3, 3e-6), (0.3, 3e-8), (0.03, 5e-3)),
 }
 
 
@@ -69,8 +77,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def without_decay(settings: Optimizer, lr: float) -> Optimizer:
-    has = {field.name for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
-    return dataclasses.replace(settings, **{"lr": lr, **({"weight_decay": 0.0} if "weight_decay" in has else {})})  # type: ignore[type-var]
+    inner = getattr(settings, "inner", settings)
+    decays = any(field.name == "weight_decay" for field in dataclasses.fields(inner))
+    return changed(settings, lr=lr, weight_decay=0.0 if decays else None)
 
 
 def toy(*, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -144,7 +153,7 @@ def test_settings_are_frozen_values(name: str) -> None:
 
 def test_a_setting_out_of_range_is_refused(name: str) -> None:
     with pytest.raises(OptimizerError, match=r"\(lr=-1\) is out of range; give lr > 0. The default is"):
-        dataclasses.replace(OPTIMIZERS[name], lr=-1)  # type: ignore[type-var]
+        changed(OPTIMIZERS[name], lr=-1)
 
 
 def test_the_state_comes_back_bit_for_bit(name: str) -> None:
@@ -170,8 +179,10 @@ def test_dtypes_may_be_mixed(name: str, dtype: torch.dtype) -> None:
     model.last.to(dtype)
     model.hidden.register_forward_hook(lambda module, args, output: output.to(dtype))
     settings = OPTIMIZERS[name]
-    # Steps that bf16, of 8 bits, can see.
-    optimizer = (settings if settings.full_batch else dataclasses.replace(settings, lr=0.02)).build(model)  # type: ignore[type-var]
+    # Steps that bf16, of 8 bits, can see; Prodigy finds its own, from a first guess.
+    if not settings.full_batch:
+        settings = changed(settings, d0=0.02) if name == "prodigy" else changed(settings, lr=0.02)
+    optimizer = settings.build(model)
     before = copy.deepcopy(model)
     walk(model, optimizer, range(2))
     for (key, p), old in zip(model.named_parameters(), before.parameters(), strict=True):

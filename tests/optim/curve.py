@@ -33,11 +33,16 @@ def gradients() -> Callable[[Tensor], Tensor]:
 
 
 def follow(
-    settings: Optimizer, x: Tensor, *, rates: list[float] | None = None, steps: int = STEPS
+    settings: Optimizer,
+    x: Tensor,
+    *,
+    rates: list[float] | None = None,
+    steps: int = STEPS,
+    gradient: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, torch.optim.Optimizer]:
     """Where the optimizer takes x, and the optimizer."""
     model = Point(x=x)
-    optimizer, gradient = settings.build(model), gradients()
+    optimizer, gradient = settings.build(model), gradient or gradients()
     for step in range(steps):
         if rates:
             for group in optimizer.param_groups:

@@ -113,3 +113,27 @@ def dense(name: str, gradient: Tensor) -> Tensor:
             "sparse=False, or call .to_dense() on the gradient."
         )
     return gradient
+
+
+def changed(settings: Optimizer, **values: float | None) -> Optimizer:
+    """The settings with other values, those of the inner optimizer where one wraps another; None changes nothing.
+
+    Raises:
+        OptimizerError: the optimizer has no such setting.
+
+    Example:
+        >>> from trimtab.optim.sgd import SGD
+        >>> changed(SGD(), lr=0.5, weight_decay=None).lr
+        0.5
+    """
+    given = {key: value for key, value in values.items() if value is not None}
+    fields = {field.name for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    if "inner" in fields:
+        return dataclasses.replace(settings, inner=changed(settings.inner, **given))  # type: ignore
+    for key in given:
+        if key not in fields:
+            raise OptimizerError(
+                f"{type(settings).__name__} has no {key}, and {given[key]!r} was given for it: leave it out. Its "
+                f"settings are {', '.join(sorted(fields))}."
+            )
+    return dataclasses.replace(settings, **given)  # type: ignore[type-var]

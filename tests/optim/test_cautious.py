@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.optim.curve import compiled, follow, gradients, start
+from tests.reference import optimizers as reference
+from trimtab.errors import OptimizerError
+from trimtab.optim.adaptive import AdamW, NAdamW
+from trimtab.optim.cautious import Cautious
+from trimtab.optim.sgd import SGD
+
+SETTINGS = Cautious(AdamW(lr=0.02, betas=(0.9, 0.99), weight_decay=0.1))
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, compiled(SETTINGS)], ids=["eager", "formula"])
+def test_it_agrees_with_the_paper_for_100_steps(settings, monkeypatch):
+    monkeypatch.setattr("trimtab.optim.cautious.compiled", lambda formula: formula)
+    x = start(30, 40)
+    expected = reference.adamw(x, gradients(), 100, lr=0.02, decay=0.1, cautious=True)
+    torch.testing.assert_close(follow(settings, x)[0], expected, rtol=1e-9, atol=1e-11)
+    unmasked = reference.adamw(x, gradients(), 100, lr=0.02, decay=0.1)
+    torch.testing.assert_close(follow(SETTINGS.inner, x)[0], unmasked, rtol=1e-9, atol=1e-11)
+    assert not torch.allclose(expected, unmasked, atol=1e-3)
+
+
+def test_no_weight_moves_against_its_gradient():
+    x = start(50)
+    before, _ = follow(Cautious(NAdamW(weight_decay=0)), x, steps=5)
+    after, _ = follow(Cautious(NAdamW(weight_decay=0)), x, steps=6)
+    gradient = gradients()
+    for _ in range(5):
+        gradient(before)
+    g = gradient(before)
+    assert ((after - before) * g <= 0).all()
+    assert ((after - before) == 0).any()
+
+
+def test_what_decays_through_the_gradient_is_refused():
+    with pytest.raises(OptimizerError, match="Cautious cannot mask SGD; it masks AdamW, NAdamW"):
+        Cautious(SGD())

@@ -1,0 +1,108 @@
+"""The cautious mask (Liang 2024): what an optimizer would move against the present gradient does not move.
+
+A wrapper: the inner optimizer takes its step, and the part of it whose sign disagrees with the gradient is taken
+back; the rest is scaled up by the share that agrees. Decoupled decay is left out of the comparison, as in the paper.
+Differs from the paper's code: the share is at least 1e-3 of the tensor, as in later code. Cost: a copy of the
+weights and two passes on top of the inner one's; state: the inner one's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.errors import OptimizerError
+from trimtab.optim.adaptive import Adafactor, AdamW, NAdamW, RAdam
+from trimtab.optim.base import Optimizer
+from trimtab.optim.flat import Closure, compiled, gradients, run
+from trimtab.optim.lion import Lion
+from trimtab.optim.muon import Muon
+from trimtab.optim.soap import SOAP
+
+# Those whose decay is decoupled and whose step is taken at the weights themselves.
+INNER = (AdamW, NAdamW, RAdam, Adafactor, Lion, Muon, SOAP)
+_DEFAULT = AdamW()
+
+
+@dataclass(frozen=True)
+class Cautious:
+    """p <- p_decayed - u [u g > 0] / mean([u g > 0]), with u the step of the inner optimizer.
+
+    Args:
+        inner: what is masked: AdamW, NAdamW, RAdam, Adafactor, Lion, Muon or SOAP.
+        compiled: the mask in two passes by torch.compile; needs a C++ compiler.
+
+    Raises:
+        OptimizerError: the inner one cannot be masked.
+
+    Example:
+        >>> Cautious(AdamW(lr=1e-3)).lr
+        0.001
+    """
+
+    full_batch: ClassVar[bool] = False
+    schedule: ClassVar[Literal["cosine", "constant"]] = "cosine"
+
+    inner: Optimizer = _DEFAULT
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, INNER):
+            raise OptimizerError(
+                f"Cautious cannot mask {type(self.inner).__name__}; it masks "
+                f"{', '.join(one.__name__ for one in INNER)}."
+            )
+
+    @property
+    def lr(self) -> float:
+        """That of the inner optimizer."""
+        return self.inner.lr
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The inner one, and the mask."""
+        return CautiousOptimizer(self.inner.build(model), compiled=self.compiled)
+
+
+class CautiousOptimizer(torch.optim.Optimizer):
+    """What `Cautious` builds; groups and state are those of the inner optimizer."""
+
+    def __init__(self, inner: torch.optim.Optimizer, *, compiled: bool) -> None:
+        super().__init__([{"params": group["params"]} for group in inner.param_groups], {})
+        self._inner, self._compiled = inner, compiled
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
+        """One step; returns the closure's loss.
+
+        Raises:
+            OptimizerError: a gradient is sparse.
+        """
+        loss = run(closure)
+        before = [(p, g, p.clone(), group) for group in self.param_groups for p, g in gradients(group)]
+        self._inner.step()
+        for p, g, old, group in before:
+            keep = 1 - group["lr"] * group["weight_decay"]
+            if self._compiled:
+                compiled(_mask_)(p, g, old, torch.tensor(keep, dtype=torch.float64))
+            else:
+                _mask_(p, g, old, keep)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self._inner.load_state_dict(state_dict)
+        self._share()
+
+    def _share(self) -> None:
+        self.param_groups, self.state = self._inner.param_groups, self._inner.state
+
+
+def _mask_(p: Tensor, g: Tensor, old: Tensor, keep: float | Tensor) -> None:
+    start = old * keep
+    move = start - p
+    agree = (move * g > 0).to(p.dtype)
+    p.copy_(start - move * (agree / agree.mean().clamp(min=1e-3)))
