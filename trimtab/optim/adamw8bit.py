@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trimtab.optim.base import Betas, check_settings, decay_groups
-from trimtab.optim.flat import Closure, arithmetic, gradients, restore_dtypes_, run
+from trimtab.optim.flat import Closure, arithmetic, gradients, restore_dtypes_, run, shares_memory
 
 BLOCK, SMALL, PIECE = 256, 4096, 1 << 16
 
@@ -79,7 +79,7 @@ class AdamW8bitOptimizer(torch.optim.Optimizer):
             for p, g in given:
                 exact = p.reshape(-1).to(torch.float32 if p.numel() >= SMALL else arithmetic(p))
                 self._advance(exact, g.reshape(-1).to(exact.dtype), self.state[p], group)
-                if exact.data_ptr() != p.data_ptr():
+                if not shares_memory(exact, p):
                     p.copy_(exact.view(p.shape))
         return loss
 

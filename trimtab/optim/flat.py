@@ -1,7 +1,7 @@
 """Optimizers that look at each element alone, run through the cache piece by piece.
 
 A step on CPU is bound by memory. A formula of several whole-tensor operations reads and writes main memory once for
-each; here all of them run on one piece of 2^16 elements, which stays in the L2 cache, before the next. With
+each; here all of them run on one piece of 2^15 elements, which stays in the L2 cache, before the next. With
 `compiled=True` torch.compile makes one loop of the formula, for all sizes: a single pass, after seconds to a minute
 of compilation.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trimtab.optim.base import Groups, dense
 
-PIECE = 1 << 16
+PIECE = 1 << 15
 Closure = Callable[[], Tensor]
 
 
@@ -95,7 +95,7 @@ class Flat(torch.optim.Optimizer):
             kernel(exact, tensors[0].to(exact.dtype), *tensors[1:], *arguments)
             if exact is not piece:
                 piece.copy_(exact)
-        if whole.data_ptr() != p.data_ptr():
+        if not shares_memory(whole, p):
             p.copy_(whole.view([p.shape[dim] for dim in order_of(p)]).permute(inverse(order_of(p))))
 
 
@@ -121,6 +121,11 @@ def gradients(group: dict[str, Any]) -> Iterator[tuple[nn.Parameter, Tensor]]:
 def arithmetic(p: Tensor) -> torch.dtype:
     """What the state is kept in: float64 for float64 weights, else float32."""
     return torch.promote_types(p.dtype, torch.float32)
+
+
+def shares_memory(view: Tensor, p: Tensor) -> bool:
+    """Whether writing into `view`, made of `p`, is writing into `p`: not for copies, nor for weights kept otherwise."""
+    return type(p) in (Tensor, nn.Parameter) and view.data_ptr() == p.data_ptr()
 
 
 def order_of(p: Tensor) -> list[int]:
