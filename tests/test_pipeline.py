@@ -186,3 +186,15 @@ def test_killed_at_random_moments_it_ends_in_the_same_verdict(run: Path, tmp_pat
     hashes = {sha256(place / "original" / "weights.safetensors") for place in (folder, run)}
     assert len(hashes) == 1, "resumed training must be bit-exact"
     assert read_json(folder / "run.json") == read_json(run / "run.json")
+
+
+@pytest.mark.slow
+def test_layers_that_a_runtime_runs_in_floats_all_the_same_are_listed(tmp_path: Path) -> None:
+    model, task = small.make()
+    recipes = (tt.Recipe((tt.WeightOnly("fp16"),)),)
+    target = tt.Target(runtimes=("onnxruntime",))
+    goal = tt.Goal("size_bytes", keep=0.9)
+    artifact = tt.optimize(model, task, target=target, goal=goal, run=tmp_path / "run", recipes=recipes, quiet=True)
+    (told,) = [skip for skip in artifact.evidence["skipped"] if skip["what"] == "fp16 in onnxruntime"]
+    assert told["why"].startswith("3 of 3 layers run with weights unpacked to floats there")
+    assert artifact.precision == "fp16"

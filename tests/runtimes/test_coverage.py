@@ -56,10 +56,10 @@ def test_every_layer_of_a_static_plan_runs_on_integers(runtime: str, running: di
     ("runtime", "method", "running"),
     [
         ("onnxruntime", WeightOnly("int4"), {"MatMulNBits": 2}),
-        ("onnxruntime", WeightOnly("nf4"), {"MatMulBnb4": 2}),
+        pytest.param("onnxruntime", WeightOnly("nf4"), {"MatMulBnb4": 2}, marks=pytest.mark.slow),
         ("onnxruntime", Dynamic(), {"DynamicQuantizeMatMul": 2}),
         ("openvino", WeightOnly("int4", group_size=16, symmetric=False), {"FullyConnected": 2}),
-        ("openvino", WeightOnly("int8"), {"FullyConnected": 2}),
+        pytest.param("openvino", WeightOnly("int8"), {"FullyConnected": 2}, marks=pytest.mark.slow),
         ("eager", WeightOnly("int4"), {"unpack + layer": 2}),
     ],
 )
@@ -72,6 +72,7 @@ def test_linear_layers_read_packed_weights(
     assert fallbacks(graph, found, precision) == ()
 
 
+@pytest.mark.slow
 def test_convolutions_of_openvino_fall_back_and_are_listed(tmp_path: Path) -> None:
     graph = made(WeightOnly("int4"), *net("resnet"))
     found, precision = covered(graph, "openvino", tmp_path)
@@ -82,6 +83,7 @@ def test_convolutions_of_openvino_fall_back_and_are_listed(tmp_path: Path) -> No
     assert any("conv2d" in name for name in found.names)
 
 
+@pytest.mark.slow
 def test_convolutions_of_onnxruntime_stay_packed_unless_a_table_is_needed(tmp_path: Path) -> None:
     for format, runs in (("int4", True), ("nf4", False)):
         folder = tmp_path / format

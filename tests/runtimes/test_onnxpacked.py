@@ -50,7 +50,6 @@ def wide(*, last: int = 48) -> tuple[nn.Module, torch.Tensor]:
     [
         (WeightOnly("int4"), "MatMulNBits"),
         (WeightOnly("int4", group_size=32, symmetric=False), "MatMulNBits"),
-        (WeightOnly("int8", group_size=32), "MatMulNBits"),
         (WeightOnly("nf4", group_size=32), "MatMulBnb4"),
     ],
 )
@@ -64,50 +63,37 @@ def test_linear_layers_are_products_with_packed_weights(method: WeightOnly, kind
     np.testing.assert_allclose(answers(model, x), graph(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_bytes_are_those_of_the_graph() -> None:
+def test_bytes_are_those_of_the_graph_and_only_speed_rounds_activations() -> None:
     module, x = wide()
     graph, model = made(WeightOnly("int4", group_size=16), module, x)
     stored = next(numpy_helper.to_array(t) for t in model.graph.initializer if t.name.endswith("_int4"))
     assert stored.shape == (96, 4, 8)
     assert np.array_equal(stored.reshape(96, 32), dict(graph.named_buffers())["0_weight_packed"].numpy())
-
-
-def test_activations_are_rounded_inside_the_product_only_where_it_need_not_be_exact() -> None:
-    module, x = wide()
-    _, model = made(WeightOnly("int4"), module, x)
     levels = [a.i for node in model.graph.node for a in node.attribute if a.name == "accuracy_level"]
     assert levels == [4, 4]
     exact = onnx.load_from_string(without_fast_paths(model.SerializeToString()))
     assert not [a for node in exact.graph.node for a in node.attribute if a.name == "accuracy_level"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "kinds"),
-    [
-        ({"format": "int4"}, {TensorProto.INT4}),
-        ({"format": "int4", "symmetric": False}, {TensorProto.UINT4}),
-        ({"format": "nf4"}, {TensorProto.UINT4}),
-    ],
-)
-def test_convolutions_read_constants_of_so_many_bits(settings: dict, kinds: set[int]) -> None:
+def test_convolutions_read_constants_of_so_many_bits() -> None:
     module, x = net("conv")
-    graph, model = made(WeightOnly(**settings), module, x)
-    convolutions = [t for t in model.graph.initializer if t.data_type in kinds and np.prod(t.dims) in (72, 864)]
+    graph, model = made(WeightOnly("int4", symmetric=False), module, x)
+    convolutions = [
+        t for t in model.graph.initializer if t.data_type == TensorProto.UINT4 and np.prod(t.dims) in (72, 864)
+    ]
     assert len(convolutions) == 2
     assert model.opset_import[0].version == 21
     assert {entry.domain for entry in model.opset_import} <= {"", "ai.onnx", "com.microsoft"}
     np.testing.assert_allclose(answers(model, x), graph(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "method", [WeightOnly("int4", group_size=8), WeightOnly("nf4"), WeightOnly("int8"), Dynamic(1)]
-)
-def test_products_with_weights_the_other_way_round(method: WeightOnly | Dynamic) -> None:
+@pytest.mark.parametrize("method", [WeightOnly("int4", group_size=8), WeightOnly("int8")])
+def test_products_with_weights_the_other_way_round(method: WeightOnly) -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 8)
     graph, model = made(method, Products(), x)
     found, want = answers(model, x), graph(x).detach().numpy()
-    assert np.linalg.norm(found - want) <= (0.02 if isinstance(method, Dynamic) else 1e-5) * np.linalg.norm(want)
+    assert np.linalg.norm(found - want) <= 1e-5 * np.linalg.norm(want)
 
 
 def test_dynamic_layers_are_integer_products_with_one_range_for_all_that_read_a_value() -> None:
@@ -121,9 +107,3 @@ def test_dynamic_layers_are_integer_products_with_one_range_for_all_that_read_a_
     assert ops["MatMulInteger"] == 3
     assert ops["Gemm"] == ops["MatMul"] == ops["DequantizeLinear"] == 0
     np.testing.assert_allclose(answers(model, x), graph(x).detach().numpy(), rtol=1e-4, atol=1e-4)
-
-
-def test_floats_are_written_as_before() -> None:
-    module, x = wide()
-    model = onnx_model(capture(module, (x,)))
-    assert [entry.version for entry in model.opset_import if entry.domain == ""] == [20]
