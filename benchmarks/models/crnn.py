@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.fetch import CACHE, Package, fetch, pinned
 from models.loaded import Loaded
+from models.sequences import error_rate, frame_loss, frames_alike
 from trimtab.core import Metric, Task
 from trimtab.train.loop import predict
 
@@ -167,39 +167,6 @@ def picture(text: str, fonts: list[Path], rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(pixels.clip(0, 255) / 127.5 - 1)[None]
 
 
-def frame_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each frame: logits [B, T, K], classes [B, T]."""
-    return F.cross_entropy(outputs.transpose(1, 2), targets)
-
-
-def frames_alike(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The share of frames whose likeliest class is the target: [B]."""
-    return (outputs.argmax(2) == targets).float().mean(1)
-
-
 def decoded(logits: Tensor) -> list[str]:
     """The greedy reading of [N, T, K]: repeats are one, blanks none."""
     return ["".join(LETTERS[k - 1] for k in row.unique_consecutive().tolist() if k) for row in logits.argmax(2)]
-
-
-def error_rate(read: list[str], wanted: list[str]) -> float:
-    """Edits over the letters that were written.
-
-    >>> error_rate(["cat", "dgo"], ["cat", "dog"])
-    0.3333333333333333
-    """
-    return sum(edits(one, other) for one, other in zip(read, wanted, strict=True)) / sum(map(len, wanted))
-
-
-def edits(one: list[str] | str, other: list[str] | str) -> int:
-    """Levenshtein's distance.
-
-    >>> edits("kitten", "sitting"), edits(["to", "be"], ["be"])
-    (3, 1)
-    """
-    row = list(range(len(other) + 1))
-    for i, first in enumerate(one, start=1):
-        before, row[0] = row[0], i
-        for j, second in enumerate(other, start=1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (first != second))
-    return row[-1]
