@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cattrs
 import pytest
@@ -60,7 +61,7 @@ def by_the_book(x: Tensor, log_scale: Tensor, zero: int, low: int, high: int) ->
     return ((rounded + zero).clamp(low, high) - zero) * scale
 
 
-@pytest.mark.parametrize(("shape", "scales"), [((6, 5), ()), ((6, 5), (6,)), ((4, 3, 2, 2), (4,))])
+@pytest.mark.parametrize(("shape", "scales"), [((6, 5), ()), ((6, 5), (6,)), ((4, 3, 2, 2), (4,)), ((6, 5), (1,))])
 @pytest.mark.parametrize(("zero", "low", "high"), [(0, -7, 7), (3, 0, 15)])
 def test_values_and_gradients_are_those_of_the_definition(shape, scales, zero, low, high):
     generator = torch.Generator().manual_seed(0)
@@ -77,13 +78,22 @@ def test_values_and_gradients_are_those_of_the_definition(shape, scales, zero, l
     assert (gradients[0][1] == 0).any(), "some values were clipped"
 
 
+HOW: dict[str, dict[str, Any]] = {
+    "mlp": {"granularity": "tensor"},
+    "conv": {"correct_bias": True, "rounding": "learned"},
+    "resnet": {"equalize": True, "correct_bias": False},
+}
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_the_rounded_graph_answers_bit_for_bit_as_the_integer_graph_will(name):
     graph, task, _ = given(name)
-    start = dataclasses.replace(START, correct_bias=name == "conv").plan(graph, task)
+    start = dataclasses.replace(START, **HOW[name]).plan(graph, task)
     rounded = fake_quantized(graph, start)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
+        if name == "mlp":
+            assert all(p.numel() == 1 for n, p in rounded.named_parameters() if n.startswith("log_scales."))
         for scale in (p for n, p in rounded.named_parameters() if n.startswith("log_scales.")):
             scale += 0.3 * torch.randn(scale.shape, generator=generator) - 0.1
     integer = Quantize().apply(unrounded(rounded, graph, start), learned_plan(rounded, start), Tools())

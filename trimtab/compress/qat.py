@@ -24,6 +24,7 @@ from torch.fx import GraphModule, Node
 
 from trimtab.compress.distill import check_teacher, soft_targets
 from trimtab.compress.quantize import SAME_SCALE, Quantize, QuantizePlan
+from trimtab.compress.scales import WeightScale, top
 from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor, set_tensor_
@@ -195,10 +196,12 @@ def fake_quantized(graph: GraphModule, plan: QuantizePlan) -> GraphModule:
         value.replace_all_uses_with(fake, delete_user_cb=lambda user, fake=fake: user is not fake)
         reads[fake] = read  # what comes next reads the rounded value
     for weight in plan.weights:
-        layer, top = nodes[weight.layer], 2 ** (weight.bits - 1) - 1
+        layer, limit = nodes[weight.layer], top(weight.bits)
+        # Equal scales are one scale: of the whole tensor.
+        scales = weight.scales if len(set(weight.scales)) > 1 else weight.scales[:1]
         with rounded.graph.inserting_before(layer):
-            read = _scale_(rounded, f"weight_{layer.name}", torch.tensor(weight.scales))
-            fake = rounded.graph.call_function(fake_quantize, (layer.args[1], read, 0, -top, top))
+            read = _scale_(rounded, f"weight_{layer.name}", torch.tensor(scales))
+            fake = rounded.graph.call_function(fake_quantize, (layer.args[1], read, 0, -limit, limit))
         layer.args = (layer.args[0], fake, *layer.args[2:])
     rounded.recompile()
     return rounded
@@ -217,11 +220,13 @@ def learned_plan(rounded: GraphModule, start: QuantizePlan) -> QuantizePlan:
     def scales(fake: Node) -> Tensor:
         return get_tensor(rounded, str(fake.args[1].target)).detach().exp()  # type: ignore[union-attr]
 
+    def learned(weight: WeightScale) -> WeightScale:
+        found = scales(nodes[weight.layer].args[1]).expand(len(weight.scales))
+        return WeightScale(weight.layer, weight.weight, tuple(found.tolist()), weight.bits)
+
     return QuantizePlan(
         tuple(dataclasses.replace(a, scale=float(scales(fakes[a.node]))) for a in start.activations),
-        tuple(
-            type(w)(w.layer, w.weight, tuple(scales(nodes[w.layer].args[1]).tolist()), w.bits) for w in start.weights
-        ),
+        tuple(map(learned, start.weights)),
         start.skipped,
     )
 
@@ -256,7 +261,7 @@ def fake_quantize(x: Tensor, log_scale: Tensor, zero: int, low: int, high: int) 
 
     Args:
         x: [C, ...] or any shape.
-        log_scale: one number, or [C].
+        log_scale: one number, or [C], or [1] for one that all channels share.
         zero: z, the integer that stands for 0.
         low: the smallest integer.
         high: the largest.
@@ -289,8 +294,8 @@ class _FakeQuantize(torch.autograd.Function):
         inside = kept == level
         # the end of the range where it was clipped, else what rounding added
         slope = kept.sub_(steps.mul_(inside)).mul_(grad)
-        by_channel = slope.flatten(1).sum(1) if log_scale.ndim else slope.sum()
-        return (grad * inside).to(x.dtype), by_channel * log_scale.exp(), None, None, None
+        of_scale = slope.sum_to_size(scale.shape).mul_(scale).reshape(log_scale.shape)
+        return (grad * inside).to(x.dtype), of_scale, None, None, None
 
 
 def _laid(scale: Tensor, x: Tensor) -> Tensor:
