@@ -65,6 +65,8 @@ def find_factors(graph: GraphModule, data: Iterable[Split]) -> tuple[Factors, ..
         data: calibration samples in batches.
     """
     spaces = _spaces(graph)
+    if not spaces:
+        return ()
     largest: dict[Node, Tensor] = {}
 
     def see(node: Node, value: Tensor) -> None:
