@@ -98,8 +98,11 @@ class Metric:
 
 @dataclass(frozen=True)
 class Fit:
-    """How to train: AdamW with warm-up and cosine decay, for `epochs` over `train`.
+    """How to train: for `epochs` over `train`, by default with AdamW, warm-up and cosine decay.
 
+    optimizer: a name in `trimtab.optim.OPTIMIZERS`, or settings such as `Lion(lr=1e-4)`. lr, weight_decay: None: the
+    optimizer's own. schedule: a name in `trimtab.train.schedule.SCHEDULES`; None: the one that the optimizer wants.
+    One that wants all data at once takes it in batches of `batch_size`, and an epoch is one step.
     precision: of the forward pass; "auto" times bf16 against fp32. compile: by torch.compile.
     accumulate: the parts that each batch is cut into, to need less memory; the gradient stays the batch's own.
     recompute: keep blocks' inputs alone and run them again in the backward pass, to need less memory.
@@ -110,9 +113,9 @@ class Fit:
     """
 
     epochs: int = 10
-    lr: float = 3e-3
+    lr: float | None = None
     batch_size: int = 128
-    weight_decay: float = 0.02
+    weight_decay: float | None = None
     warmup: float = 0.1
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -123,9 +126,12 @@ class Fit:
     nan: Literal["stop", "skip"] = "stop"
     ema: float | None = None
     tail: float | None = None
+    optimizer: Any = "adamw"  # Any, and no union with a Protocol, so that plans that hold a Fit go through JSON
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or not 0 <= self.warmup < 1:
+        wrong = self.lr is not None and self.lr <= 0
+        if self.epochs < 1 or self.batch_size < 1 or wrong or not 0 <= self.warmup < 1:
             raise TaskError(f"Fit needs epochs >= 1, batch_size >= 1, lr > 0 and 0 <= warmup < 1; got {self}.")
         if not 1 <= self.accumulate <= self.batch_size:
             raise TaskError(

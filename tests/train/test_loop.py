@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tests.nets import net
 from tests.train.toy import FIT, same_weights, toy_net, toy_task
 from trimtab.core import Fit
-from trimtab.errors import TaskError
+from trimtab.errors import OptimizerError, TaskError
 from trimtab.tasks.metrics import ACCURACY
 from trimtab.train.loop import fit, num_steps, predict, score, training
 from trimtab.train.schedule import warmup_cosine
@@ -131,7 +131,7 @@ def test_frozen_parameters_stay():
 
 
 def test_a_model_without_trainable_parameters_is_refused():
-    with pytest.raises(TaskError, match="Sequential has no parameter to train"):
+    with pytest.raises(OptimizerError, match="Sequential has no parameter to train"):
         fit(toy_net().requires_grad_(False), toy_task())
 
 

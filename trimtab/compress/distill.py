@@ -100,7 +100,9 @@ class Distill:
             PlanError: a position that the graph or the given teacher does not have, values or outputs that cannot be
                 compared, or batches too small to relate.
         """
-        settings = dataclasses.replace(task.fit or Fit(), epochs=self.epochs, lr=self.lr)
+        # `lr` is one for AdamW, whatever the model was trained with.
+        changed = {"epochs": self.epochs, "lr": self.lr, "optimizer": "adamw", "schedule": None}
+        settings = dataclasses.replace(task.fit or Fit(), **changed)  # type: ignore[arg-type]
         plan = DistillPlan(settings, self.objectives, num_steps(task, settings))
         # The original is not known yet; a graph is at least compared with itself.
         _lesson(graph, self._teacher(graph, task), plan, task)

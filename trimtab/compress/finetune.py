@@ -55,7 +55,9 @@ class FineTune:
 
     def plan(self, graph: GraphModule | nn.Module, task: Task) -> FineTunePlan:
         """The settings that `apply` will train with."""
-        settings = dataclasses.replace(task.fit or Fit(), epochs=self.epochs, lr=self.lr)
+        # `lr` is one for AdamW, whatever the model was trained with.
+        changed = {"epochs": self.epochs, "lr": self.lr, "optimizer": "adamw", "schedule": None}
+        settings = dataclasses.replace(task.fit or Fit(), **changed)  # type: ignore[arg-type]
         return FineTunePlan(settings, num_steps(task, settings))
 
     def apply(self, graph: GraphModule, plan: FineTunePlan, tools: Tools) -> GraphModule:

@@ -108,7 +108,9 @@ class QAT:
             )
         if self.learn_from == "labels":
             _require_labels(task)
-        settings = dataclasses.replace(task.fit or Fit(), epochs=self.epochs, lr=self.lr)
+        # `lr` is one for AdamW, whatever the model was trained with.
+        changed = {"epochs": self.epochs, "lr": self.lr, "optimizer": "adamw", "schedule": None}
+        settings = dataclasses.replace(task.fit or Fit(), **changed)  # type: ignore[arg-type]
         if settings.precision == "auto":
             settings = dataclasses.replace(settings, precision="fp32")
         unshifted = dataclasses.replace(self.start, correct_bias=False, rounding="nearest", most_error=None)

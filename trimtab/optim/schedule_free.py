@@ -163,7 +163,7 @@ class ScheduleFree(Flat):
         """
         if self.averaged:
             return
-        norms = [part for part in self._model.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+        norms = _norms(self._model)
         moved = self._moved()
         if norms and moved and self.calibration is None:
             raise OptimizerError(
@@ -178,7 +178,7 @@ class ScheduleFree(Flat):
             p.copy_(torch.lerp(p.to(z.dtype), z, 1 - 1 / beta))
         self._mark(averaged=True)
         if norms and moved and self.calibration is not None:
-            _recalibrate_(self._model, norms, self.calibration())
+            recalibrate_(self._model, self.calibration())
 
     def finish(self) -> None:
         """Leave the averaged weights in place for good."""
@@ -303,8 +303,16 @@ class _Switch:
             optimizer.eval()
 
 
-def _recalibrate_(model: nn.Module, norms: list[_BatchNorm], batches: Iterable[tuple[Tensor, ...]]) -> None:
-    """The mean over the batches of BatchNorm's statistics, the rest of the model in eval mode."""
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    return [part for part in model.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+
+
+@torch.no_grad()
+def recalibrate_(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """Take BatchNorm's statistics anew: their mean over the batches, the rest of the model in eval mode."""
+    norms = _norms(model)
+    if not norms:
+        return
     modes = [(part, part.training) for part in model.modules()]
     momenta = [norm.momentum for norm in norms]
     model.eval()

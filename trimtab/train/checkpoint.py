@@ -23,7 +23,7 @@ from trimtab.errors import RunError
 from trimtab.files import write_atomic
 from trimtab.train.integers import named_tensors
 
-FORMAT = "trimtab checkpoint 2"
+FORMAT = "trimtab checkpoint 3"
 
 
 class DamagedCheckpoint(RunError):
@@ -84,19 +84,17 @@ def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Copies of the model's parameters and buffers and of the optimizer's state, by name."""
     tensors = {f"model.{name}": tensor for name, tensor in named_tensors(model).items()}
     for name, parameter in model.named_parameters():
-        state = optimizer.state.get(parameter, {})
-        tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items() if isinstance(value, Tensor)}
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors |= _leaves(f"optimizer.{key}.{name}", value)
     return {name: _copied(tensor) for name, tensor in tensors.items()}
 
 
 def values_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """What the optimizer holds beside tensors: of each of its groups, and of each parameter."""
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    state: dict[str, Any] = {}
-    for name, parameter in model.named_parameters():
-        plain = {k: v for k, v in optimizer.state.get(parameter, {}).items() if not isinstance(v, Tensor)}
-        state |= {name: plain} if plain else {}
-    return {"groups": groups, "state": state}
+    left = ("params", "param_names")
+    groups = [{key: value for key, value in group.items() if key not in left} for group in optimizer.param_groups]
+    states = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
+    return {"groups": groups, "state": {name: _plain(dict(state)) for name, state in states.items() if state}}
 
 
 def restore_(model: nn.Module, optimizer: Optimizer, found: Checkpoint) -> None:
@@ -105,17 +103,42 @@ def restore_(model: nn.Module, optimizer: Optimizer, found: Checkpoint) -> None:
         for name, tensor in named_tensors(model).items():
             tensor.copy_(found.tensors[f"model.{name}"])
     parameters = dict(model.named_parameters())
-    for full, tensor in found.tensors.items():
-        kind, _, rest = full.partition(".")
-        if kind == "optimizer":
-            key, _, name = rest.partition(".")
-            like = parameters[name] if tensor.shape == parameters[name].shape else tensor
-            optimizer.state[parameters[name]][key] = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
     for name, plain in found.values["state"].items():
-        optimizer.state[parameters[name]].update(plain)
+        for key, value in plain.items():
+            filled = _filled(f"optimizer.{key}.{name}", value, found.tensors, parameters[name])
+            optimizer.state[parameters[name]][key] = filled
     for group, values in zip(optimizer.param_groups, found.values["groups"], strict=True):
         # JSON knows no tuples
         group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in values.items()})
+
+
+def _leaves(name: str, value: Any) -> dict[str, Tensor]:
+    """The tensors in a value of a state, which is one, or a list, or a number."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    if isinstance(value, list):
+        return {key: leaf for i, one in enumerate(value) for key, leaf in _leaves(f"{name}#{i}", one).items()}
+    return {}
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON, with "tensor" in place of each tensor."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return "tensor" if isinstance(value, Tensor) else value
+
+
+def _filled(name: str, value: Any, tensors: dict[str, Tensor], parameter: Tensor) -> Any:
+    """What `_plain` made plain, with its tensors, laid out as the parameter where they have its shape."""
+    if isinstance(value, list):
+        return [_filled(f"{name}#{i}", one, tensors, parameter) for i, one in enumerate(value)]
+    if value != "tensor":
+        return value
+    tensor = tensors[name]
+    like = parameter if tensor.shape == parameter.shape else tensor
+    return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def describe_model(model: nn.Module) -> dict[str, str]:

@@ -20,11 +20,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 from trimtab.core import Fit, Metric, Split, Task
 from trimtab.errors import TaskError
 from trimtab.measure.quality import scores
+from trimtab.optim import find_optimizer
+from trimtab.optim.base import Optimizer, changed
+from trimtab.optim.schedule_free import ScheduleFree, recalibrate_
 from trimtab.tasks.check import evaluating, fingerprint_split
 from trimtab.train.average import Average, average_of
 from trimtab.train.checkpoint import Checkpoint, describe_model, restore_, tensors_of, values_of
@@ -40,13 +42,13 @@ from trimtab.train.precision import (
     pick_precision,
 )
 from trimtab.train.recompute import recomputing
-from trimtab.train.schedule import warmup_cosine
+from trimtab.train.schedule import find_schedule
 
 Report = Callable[[int, int, str], None]
 M = TypeVar("M", bound=nn.Module)
 REPORT_EVERY_SECONDS = 0.1
 MOST_SKIPPED = 10
-STATISTICS_BATCHES = 50
+STATISTICS_BATCHES, CALIBRATION_BATCHES = 50, 8
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def training(
         model: returns one tensor; its modes and memory layout come back at the end. If the settings ask for an average
             of the weights, the end of the `with` makes it the model's weights.
         task: `train`, `loss`, `weigh` and `augment` are used, nothing else. An epoch leaves out the samples beyond the
-            last full batch, others each time.
+            last full batch, others each time; an optimizer that wants all data at once leaves out none.
         settings: default: the task's `fit`.
         objective: (model, inputs, targets) -> loss; default: the task's loss on the model's outputs.
         checkpoint: a file written after each epoch, the one before it kept beside it; `Keep` says it otherwise. If it
@@ -89,7 +91,8 @@ def training(
             is written, and the process exits with 143.
 
     Raises:
-        TaskError: the loss is NaN or inf; or nothing in the model can be trained.
+        TaskError: the loss is NaN or inf; or the settings do not go together.
+        OptimizerError: nothing in the model can be trained, or the optimizer has no such setting.
         RunError: the checkpoint is damaged and so is the one before, or it is of another run.
 
     Example:
@@ -116,6 +119,7 @@ def training(
             run.settle_()
         finally:
             steps.close()
+            run.release_()
             if relaid:
                 lay_out_(model, torch.contiguous_format)
             for part, mode in modes:
@@ -163,7 +167,23 @@ def fit(
 def num_steps(task: Task, settings: Fit) -> int:
     """The number of steps that training `task` with `settings` takes."""
     num = len(task.train)
-    return settings.epochs * (num // min(settings.batch_size, num))
+    per_epoch = 1 if optimizer_of(settings).full_batch else num // min(settings.batch_size, num)
+    return settings.epochs * per_epoch
+
+
+def optimizer_of(settings: Fit) -> Optimizer:
+    """The optimizer that `settings` names or holds, with their learning rate and decay.
+
+    Raises:
+        OptimizerError: there is none of that name, or it has no such setting.
+
+    Example:
+        >>> optimizer_of(Fit(optimizer="sgd", lr=0.1)).lr
+        0.1
+    """
+    named = settings.optimizer
+    found: Optimizer = find_optimizer(named) if isinstance(named, str) else named
+    return changed(found, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def predict(model: nn.Module, inputs: Tensor | tuple[Tensor, ...], *, batch_size: int = 500) -> Tensor:
@@ -191,9 +211,15 @@ class _Run:
 
     def __init__(self, model: nn.Module, task: Task, settings: Fit, objective: Objective) -> None:
         self.model, self.task, self.settings, self.objective = model, task, settings, objective
-        self.batch_size = min(settings.batch_size, len(task.train))
+        self.chosen = optimizer_of(settings)
+        _refuse_pairs(settings, self.chosen)
+        self.schedule = find_schedule(settings.schedule or self.chosen.schedule)
+        self.part = min(settings.batch_size, len(task.train))
+        self.batch_size = len(task.train) if self.chosen.full_batch else self.part
         self.per_epoch, self.total = len(task.train) // self.batch_size, num_steps(task, settings)
-        self.optimizer = _optimizer(model, settings)
+        self.optimizer = self.chosen.build(model)
+        if isinstance(self.optimizer, ScheduleFree):
+            self.optimizer.calibration = self._calibration
         self.integer = any(isinstance(parameter, IntegerWeight) for parameter in model.parameters())
         self.average: Average | None = average_of(model, settings, self.total)
         # Images are often channels last by where they come from, whatever the weights are.
@@ -208,13 +234,13 @@ class _Run:
             self.first = self.taken = found.step
             self.precision = found.precision
         elif settings.precision == "auto":
-            self.precision = pick_precision(model, self.lay(self.task.train.batch(slice(0, self.batch_size)).inputs))
+            self.precision = pick_precision(model, self.lay(self.task.train.batch(slice(0, self.part)).inputs))
         self.precision = self.precision or settings.precision
         self.scaler = scaler_for(self.precision)
         if found:
             restore_(model, self.optimizer, found)
             self._restore_own_(found)
-        parts = min(settings.accumulate, self.batch_size)
+        parts = min(settings.accumulate, self.part) * -(-self.batch_size // self.part)
         return Gradient(self.objective, autocast(self.precision), parts, self.task.weigh, self.scaler)
 
     def checkpoint(self, identity: dict[str, str]) -> Checkpoint:
@@ -246,8 +272,21 @@ class _Run:
         """The samples of `epoch` in their order, [N]."""
         return torch.randperm(len(self.task.train), generator=_generator(self.settings, "order", epoch))
 
+    def _calibration(self) -> Iterator[tuple[Tensor, ...]]:
+        order = self.order(self.settings.epochs)
+        for start in range(0, len(order) - self.part + 1, self.part)[:CALIBRATION_BATCHES]:
+            yield self.lay(self.task.train.batch(order[start : start + self.part]).inputs)
+
+    def release_(self) -> None:
+        """Leave weights that can be used, and that no forward pass switches any more."""
+        if isinstance(self.optimizer, ScheduleFree):
+            self.optimizer.finish()
+
     def settle_(self) -> None:
         """Make the average the model's weights, and its statistics those of these weights."""
+        if self.chosen.full_batch and self.taken:
+            # A line search also looks at points that are far off, and BatchNorm took their statistics in.
+            recalibrate_(self.model, self._calibration())
         if not (self.average and self.taken and self.average.put_(self.taken - 1)):
             return
         if not any(buffer.is_floating_point() for buffer in self.model.buffers()):
@@ -274,7 +313,7 @@ def _steps(run: _Run, keep: Keep | None, asked: Callable[[], bool]) -> Generator
                 order = run.order(epoch)
                 # All at once: one by one, from a cold cache, each takes 1 % of a step of a millisecond.
                 seeds = iter([_seed(settings, "dropout", n) for n in range(index, index + run.per_epoch - at)])
-            lr = settings.lr * warmup_cosine(index, total, warmup=settings.warmup)
+            lr = run.chosen.lr * run.schedule(index, total, warmup=settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.zero_grad()
@@ -301,9 +340,20 @@ def _taken(run: _Run, gradient: Gradient, called: nn.Module, batch: Split, seed:
     """Take a step; returns its loss."""
     skip = run.settings.nan == "skip"
     kept = [buffer.clone() for buffer in run.model.buffers()] if skip else []
-    loss = gradient.add_(called, batch, seed)
     # Integer weights are rounded by chance, by draws from the global generator: as for dropout.
     chance = lent(_seed(run.settings, "rounding", run.taken)) if run.integer else contextlib.nullcontext()
+    if run.chosen.full_batch:
+
+        def closure() -> Tensor:
+            run.optimizer.zero_grad()
+            return gradient.add_(called, batch, seed)
+
+        with chance:
+            first: Any = run.optimizer.step(closure)  # type: ignore[arg-type]
+        return first.detach()  # type: ignore[no-any-return]
+    if isinstance(run.optimizer, ScheduleFree):
+        run.optimizer.train()  # an objective need not go through the model's own forward pass
+    loss = gradient.add_(called, batch, seed)
     with chance:
         took = take_(run.optimizer, run.settings, run.scaler, usable=not skip or math.isfinite(float(loss)))
     if took:
@@ -324,19 +374,20 @@ def _task_loss(task: Task) -> Objective:
     return task_loss
 
 
-def _optimizer(model: nn.Module, settings: Fit) -> AdamW:
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trainable:
+def _refuse_pairs(settings: Fit, chosen: Optimizer) -> None:
+    """Refuse settings that an optimizer of another kind has no meaning for.
+
+    Raises:
+        TaskError: names the pair.
+    """
+    name, averages = type(chosen).__name__, settings.ema or settings.tail
+    if chosen.full_batch and (settings.clip or settings.nan == "skip" or settings.precision == "fp16" or averages):
         raise TaskError(
-            f"{type(model).__name__} has no parameter to train: none has requires_grad. "
-            "Call model.requires_grad_() or bring a model with weights."
+            f"{name} searches along a line on all data; clip, nan='skip', precision='fp16', ema and tail are for steps "
+            "on batches, and one was given: leave them out, or take another optimizer."
         )
-    # Decay pulls weights to zero; biases and norm scales have no reason to be there.
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return AdamW([group for group in groups if group["params"]], lr=settings.lr, fused=True)
+    if chosen.schedule == "constant" and not chosen.full_batch and averages:
+        raise TaskError(f"{name} averages the weights by itself: leave ema and tail out, or take another optimizer.")
 
 
 def _identity(run: _Run) -> dict[str, str]:
