@@ -111,7 +111,8 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
         cells = [row["cell"], f"{quality['top-1']:.3f}", f"{quality['agreement']:.3f}", f"{row['bytes']:,}"]
         cells += [f"{whole['bytes'] / row['bytes']:.2f}", f"{row['claimed']:,}", str(row["whole"])]
         lines.append(f"| {' | '.join(cells)} | {row['seconds']:.0f} |")
-    return lines
+    missing = [name for name in CELLS if name not in [row["cell"] for row in rows]]
+    return [*lines, "", f"Not run: {'; '.join(missing)}."] if missing else lines
 
 
 if __name__ == "__main__":

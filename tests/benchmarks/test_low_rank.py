@@ -27,6 +27,7 @@ def test_report_says_what_is_true() -> None:
     assert "beats plain SVD in 1 of 2 pairs" in text
     assert "| rank 96 weighted | 0.500 | 0.900 | 0.700 | 1,000 | 4 |" in text
     assert "after recovery" not in text
+    assert "Not run: macs 0.7 weighted, macs 0.7 plain," in text
     for mrr, word in ((0.59, "it lost 1.7%, so this holds"), (0.5, "it lost 16.7%, so this does not hold")):
         assert word in "\n".join(low_rank.report({**FOUND, low_rank.RECOVERED: row(mrr, 699)}))
 
