@@ -6,7 +6,8 @@ average. Zhang et al. 2024, "Q-GaLore": int8 weights that are updated in this wa
 a channel's scale is not chosen anew at each update, which would round weights that did not move; it doubles when a
 weight leaves the 127 integers, and halves (which is exact) when the largest falls below the 48th. Gradients and the
 optimizer's state stay in floating point. Cost: each read of a weight makes a float tensor that is freed again, each
-step draws a random number a weight.
+step draws a random number a weight; and accuracy: a write adds noise of up to a level, and from scratch, in few epochs
+at a high learning rate, that noise is large beside what is learned (`benchmarks/integer_training.py`).
 
 It lives here, not among the methods of `compress`: those change a graph once, and this is how a module is trained.
 """
