@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from trimtab.errors import CaptureError
 from trimtab.graph.modes import live_modes_
 from trimtab.graph.plain import plain_forms_
+from trimtab.graph.regions import inlined_regions_
 from trimtab.graph.shapes import InputSpec, refresh_shapes_
 
 MENDS = (
@@ -144,12 +145,13 @@ def _own(raw: GraphModule, inputs: tuple[Tensor, ...]) -> GraphModule:
     """The same graph on copied weights, in plain form: inputs first, one output, no unused reads."""
     root, graph, seen = nn.Module(), Graph(), {}  # type: ignore[var-annotated]
     copies: dict[int, Tensor] = {}
-    placeholders = [node for node in raw.graph.nodes if node.op == "placeholder"]
+    nodes = inlined_regions_(raw).nodes
+    placeholders = [node for node in nodes if node.op == "placeholder"]
     for place, (node, x) in enumerate(zip(placeholders, inputs, strict=True)):
         name = "x" if len(inputs) == 1 else f"x{place}"
         seen[node] = graph.placeholder(name)
         seen[node].meta["spec"] = InputSpec(name, tuple(x.shape[1:]), str(x.dtype).removeprefix("torch."), _high(x))
-    for node in raw.graph.nodes:
+    for node in nodes:
         if node.op == "call_module":
             raise CaptureError(
                 f"The graph calls the submodule {node.target!r}, e.g. torch.cond's branches; {OTHERWISE}"

@@ -43,11 +43,12 @@ def onnx_model(graph: GraphModule, *, packed: Callable[[ModelProto], None] = pac
     import torch
 
     from trimtab.graph.packed import holds_packed
+    from trimtab.runtimes.onnxforms import onnx_forms
 
     ours = holds_packed(graph)
     with exporting("ONNX"), torch.no_grad():
         program = torch.onnx.export(
-            exported_program(graph, batch_size=None),
+            exported_program(onnx_forms(graph), batch_size=None),
             dynamo=True,
             opset_version=PACKED_OPSET if ours else OPSET,
             verbose=False,
