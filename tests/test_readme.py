@@ -192,7 +192,9 @@ def test_the_files_that_documents_name_exist() -> None:
 def test_the_commands_and_flags_that_documents_name_exist(tmp_path: Path) -> None:
     known = shell("trimtab --help", tmp_path).stdout
     for path in DOCUMENTS:
-        for command, rest in re.findall(r"(?:`|^\$ |^)trimtab (\w+)([^`\n]*)", path.read_text("utf-8"), re.MULTILINE):
+        for command, rest in re.findall(
+            r"(?:`|^\$ |^)trimtab ([\w-]+)([^`\n]*)", path.read_text("utf-8"), re.MULTILINE
+        ):
             assert re.search(rf"(?m)^│ {command} ", known), f"{path.name} names `trimtab {command}`"
             flags = re.findall(r"--[a-z][\w-]*", rest)
             told = shell(f"trimtab {command} --help", tmp_path).stdout if flags else ""
