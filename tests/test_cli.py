@@ -530,3 +530,22 @@ def test_prune_writes_a_model_that_loads(trimtab: Trimtab, tmp_path: Path) -> No
 )
 def test_prune_refuses_what_makes_no_sense(trimtab: Trimtab, options: list[str], words: str) -> None:
     refused(trimtab("prune", "job.py:small_untrained", *options, "--dry-run", "--quiet"), words)
+
+
+# --- training alone ------------------------------------------------------------------------------------------------
+
+
+def test_train_writes_a_model_that_loads(trimtab: Trimtab, tmp_path: Path) -> None:
+    said = trimtab("train", "job.py:digits", "--epochs", "2", "--until", "accuracy=0.1", "--output", "t", "--quiet")
+    assert (said.code, said.err) == (0, "")
+    assert "after 14 steps: accuracy 0.1 was reached\nwrote t" in said.out
+    assert tt.load(tmp_path / "t").graph.get_parameter("0.weight").shape == (256, 64)
+    refused(trimtab("train", "job.py:digits", "--output", "t"), "t exists already, and nothing is overwritten")
+    refused(trimtab("train", "job.py:digits", "--until", "accuracy"), "Cannot read --until accuracy: give METRIC=VALUE")
+    refused(trimtab("train", "job.py:digits", "--budget", "10"), "Cannot read --budget 10: give a number and s, m or h")
+    refused(trimtab("train", "job.py:digits", "--lr", "0"), "lr > 0")
+    refused(trimtab("optimize", "job.py:digits", "--model", "nowhere"), "nowhere")
+
+
+def test_verify_resume_refuses_what_it_cannot_do(trimtab: Trimtab) -> None:
+    refused(trimtab("verify-resume", "job.py:digits", "--steps", "500"), "steps=500 cannot be verified")
