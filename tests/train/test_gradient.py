@@ -136,6 +136,7 @@ def test_settings_that_make_no_sense_are_refused(wrong, says):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, where it compiles
 def test_a_compiled_model_learns_as_it_does_without():
     task = dataclasses.replace(toy_task(), augment=None)
     model = toy_net()
