@@ -14,6 +14,7 @@ from tests.nets import net
 from tests.runtimes.quantized import quantized_graph
 from tests.runtimes.test_onnxpacked import wide
 from trimtab.compress.dynamic import Dynamic
+from trimtab.compress.quantize import Quantize
 from trimtab.compress.weightonly import WeightOnly
 from trimtab.core import Method, Precision, Tools
 from trimtab.errors import RuntimeFailed
@@ -41,7 +42,6 @@ def covered(graph: GraphModule, runtime: str, folder: Path) -> tuple[Coverage, P
     [
         ("onnxruntime", {"QLinearConv": 2, "QGemm": 1}),
         ("openvino", {"Convolution": 2, "FullyConnected": 1}),
-        pytest.param("inductor", {"qconv_pointwise_tensor": 2, "qlinear_pointwise_tensor": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_every_layer_of_a_static_plan_runs_on_integers(runtime: str, running: dict[str, int], tmp_path: Path) -> None:
@@ -50,6 +50,23 @@ def test_every_layer_of_a_static_plan_runs_on_integers(runtime: str, running: di
     assert found == Coverage(runtime, running, {})
     assert num_quantized(graph) == 3
     assert fallbacks(graph, found, precision) == ()
+
+
+@pytest.mark.slow
+def test_inductor_runs_linear_layers_on_integers(tmp_path: Path) -> None:
+    graph = made(Quantize(samples=64), *wide())
+    found, precision = covered(graph, "inductor", tmp_path)
+    assert found == Coverage("inductor", {"qlinear_pointwise_tensor": 2}, {})
+    assert fallbacks(graph, found, precision) == ()
+
+
+@pytest.mark.slow
+def test_a_layer_that_inductor_does_not_recognise_behind_a_reshape_is_listed(tmp_path: Path) -> None:
+    graph = quantized_graph()  # written by hand: between rounding and the last layer stands a flatten
+    found, precision = covered(graph, "inductor", tmp_path)
+    assert found.running == {"qconv_pointwise_tensor": 2}
+    (skip,) = fallbacks(graph, found, precision)
+    assert skip.why.startswith("1 of 3 layers run in floating point there; of its layers so: ")
 
 
 @pytest.mark.parametrize(
