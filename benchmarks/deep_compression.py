@@ -135,7 +135,8 @@ def report(nets: dict[str, list[dict[str, Any]]]) -> list[str]:
     ]
     for name, rows in nets.items():
         lines += ["", f"## {name}", "", *table(rows)]
-    return lines
+    missing = [name for name in NETS if len(nets.get(name, [])) <= len(STEPS)]
+    return [*lines, "", f"Not run to its end: {', '.join(missing)}."] if missing else lines
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
