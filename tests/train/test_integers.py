@@ -198,6 +198,23 @@ def test_any_optimizer_writes_through_rounding(make, how):
     assert model[0].weight.levels.dtype == torch.int8
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_fused_step_is_that_of_floats_to_a_level_in_any_layout(layout):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3))
+    integer = integer_weights_(copy.deepcopy(model))
+    plain = float_weights_(copy.deepcopy(integer))
+    for one in (integer, plain):
+        one.to(memory_format=layout)
+        one(torch.randn(2, 4, 8, 8).to(memory_format=layout).sin()).square().sum().backward()
+    for p, q in zip(integer.parameters(), plain.parameters(), strict=True):
+        q.grad = torch.empty_like(q).copy_(p.grad)
+    for one in (integer, plain):
+        torch.optim.AdamW(one.parameters(), lr=0.02, fused=True).step()
+    weight, floats = integer[2].weight, plain[2].weight
+    assert ((weight.detach().floats() - floats.detach()).abs() <= weight.scale * 1.001).all()
+
+
 def test_what_is_not_finite_does_not_hide_behind_integers():
     model = integer_weights_(toy_net())
     with torch.no_grad():

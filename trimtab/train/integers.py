@@ -6,8 +6,7 @@ average. Zhang et al. 2024, "Q-GaLore": int8 weights that are updated in this wa
 a channel's scale is not chosen anew at each update, which would round weights that did not move; it doubles when a
 weight leaves the 127 integers, and halves (which is exact) when the largest falls below the 48th. Gradients and the
 optimizer's state stay in floating point. Cost: each read of a weight makes a float tensor that is freed again, each
-step draws a random number a weight; and accuracy: a write adds noise of up to a level, and from scratch, in few epochs
-at a high learning rate, that noise is large beside what is learned (`benchmarks/integer_training.py`).
+step draws a random number a weight, a write adds noise of up to a level, and weights are never laid out channels last.
 
 It lives here, not among the methods of `compress`: those change a graph once, and this is how a module is trained.
 """
@@ -56,7 +55,7 @@ class IntegerWeight(Tensor):
     def of(cls, values: Tensor) -> IntegerWeight:
         """The nearest integers of floats [C, ...]."""
         scale = _largest(values).div_(START).clamp_min_(SMALLEST)
-        return cls((values / scale).round_().to(torch.int8), scale)
+        return cls((values / scale).round_().to(torch.int8).contiguous(), scale)
 
     def floats(self) -> Tensor:
         """The values as an ordinary tensor of its own."""
@@ -107,8 +106,10 @@ class IntegerWeight(Tensor):
         kwargs = kwargs or {}
         if func in ALIASES:
             return cls(args[0].levels, args[0].scale)
-        if func is aten.clone.default or (func is aten._to_copy.default and set(kwargs) <= {"memory_format"}):
-            return cls(func(args[0].levels, **kwargs), args[0].scale.clone())
+        relaid = func is aten._to_copy.default and kwargs.get("dtype") in (None, args[0].dtype)
+        if func is aten.clone.default or relaid:
+            # Always in plain order: a fused optimizer walks weight and gradient side by side through memory.
+            return cls(args[0].levels.clone(), args[0].scale.clone())
         if func is aten.copy_.default and isinstance(args[0], cls) and isinstance(args[1], cls):
             args[0].levels.copy_(args[1].levels)
             args[0].scale.copy_(args[1].scale)
