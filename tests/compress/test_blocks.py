@@ -129,6 +129,7 @@ def test_refusals() -> None:
     plan = DropBlocks(1).plan(resnet, task)
     with pytest.raises(PlanError, match="made for another graph"):
         DropBlocks(1).apply(graph, plan)
-    poisoned = Split((torch.full((32, 6), torch.inf),), torch.zeros(32, dtype=torch.long))
+    values = torch.randn(32, 6).index_fill_(1, torch.tensor([0]), torch.inf)
+    poisoned = Split((values,), torch.zeros(32, dtype=torch.long))
     with pytest.raises(PlanError, match=r"importance of block block0 is NaN.*Check the weights"):
         DropBlocks(1).plan(resnet, type(task)(**{**task.__dict__, "train": poisoned}))

@@ -60,7 +60,10 @@ def test_inductor_without_a_compiler_names_the_command(monkeypatch: pytest.Monke
 
 
 def test_a_precision_that_a_runtime_never_has_is_refused_with_those_it_has() -> None:
-    assert supported("onnxruntime", "bf16") == "onnxruntime has no bf16 here; it has fp32, int8."
+    assert supported("onnxruntime", "bf16") == (
+        "onnxruntime has no bf16 here; it has fp32, int8, int8d, int8w, int4w, nf4w, fp8, fp16. "
+        "bf16 runs in eager, inductor, openvino."
+    )
     assert supported("onnxruntime", "int8") is None
 
 
