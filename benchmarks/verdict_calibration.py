@@ -385,7 +385,7 @@ def winner_table(tasks: int, num: int = 2000, margin: float = 0.01) -> list[str]
 def plot(results: Mapping[str, Sequence[Cell]], path: Path) -> None:
     """Power against the number of samples, one line a metric, as an SVG; false PASS dotted below."""
     width, height, left, top = 760, 420, 60, 20
-    colours = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
+    colours = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#4d4d4d")
 
     def x(num: int) -> float:
         return left + (width - left - 190) * math.log10(num / SIZES[0]) / math.log10(SIZES[-1] / SIZES[0])
