@@ -37,6 +37,24 @@ class Clamps(nn.Module):
         return torch.clamp(torch.clamp(y, min=-self.near), max=self.near)
 
 
+class Branches(nn.Module):
+    """One value clamped apart for each layer that reads it, between buffers that are infinite until they are set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        for at in range(3):
+            self.register_buffer(f"low{at}", torch.tensor(-torch.inf))
+            self.register_buffer(f"high{at}", torch.tensor(torch.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2
+        return sum(
+            layer(torch.clamp(x, getattr(self, f"low{at}"), getattr(self, f"high{at}")))
+            for at, layer in enumerate(self.layers)
+        )
+
+
 @pytest.mark.parametrize(
     ("module", "shape"),
     [
@@ -49,6 +67,7 @@ class Clamps(nn.Module):
         (lambda: Attention(mask=(6, 6)), (2, 6, 8)),
         (lambda: Attention(mask=(1, 6, 6)), (2, 6, 8)),
         (Clamps, (2, 5, 8)),
+        (Branches, (2, 5, 8)),
     ],
 )
 def test_what_onnx_has_no_form_of_is_rewritten_with_the_same_values(module, shape) -> None:

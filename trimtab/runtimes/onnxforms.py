@@ -1,7 +1,7 @@
 """Write what the ONNX exporter has no sound form of in operations that it has, with the same values.
 
 Attention over other than four dims (windows, one head): the dims before the heads become one, or one is put in.
-A clamp between two tensors: max, then min; the exporter makes one Clip of two in a row, whose limits it forgets.
+A clamp between tensors: two choices; a Clip of the exporter's own, also one made of max and min, may lose its limits.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def _clamp_(node: Node) -> None:
     given = arguments(node)
     value = given["self"]
     with node.graph.inserting_before(node):
-        for op, limit in ((aten.maximum.default, given["min"]), (aten.minimum.default, given["max"])):
+        for beyond, limit in ((aten.lt.Tensor, given["min"]), (aten.gt.Tensor, given["max"])):
             if limit is not None:
-                value = node.graph.call_function(op, (value, limit))
+                outside = node.graph.call_function(beyond, (value, limit))
+                value = node.graph.call_function(aten.where.self, (outside, limit, value))
     node.replace_all_uses_with(value)
     node.graph.erase_node(node)
 
