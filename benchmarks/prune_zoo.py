@@ -19,7 +19,7 @@ from pathlib import Path
 
 from zoo import hf_models, timm_models
 from zoo.envs import ALONE, COMMON, MODELS, ROOT, TORCH, python_of
-from zoo.table import Record, all_passed, failures, finished, passed, read_records, reasons, rows, totals
+from zoo.table import OURS, Record, all_passed, failures, finished, passed, read_records, reasons, rows, totals
 
 from trimtab.measure.machine import stamp
 
@@ -83,6 +83,7 @@ def write_failures(settings: argparse.Namespace, half: str) -> None:
 
 def _head(ours: dict[str, Record], theirs: dict[str, Record], models: Sequence[str]) -> list[str]:
     num_exported = sum(passed(record, "exports") for record in ours.values())
+    num_whole = sum(all_passed(record, OURS) for record in ours.values())
     machine = stamp()
     commits = ", ".join(sorted({record["commit"] for record in ours.values()})) or "none"
     packages = ", ".join(part.replace("==", " ") for part in (TORCH, *COMMON, *MODELS, *ALONE["torch_pruning"]))
@@ -90,7 +91,8 @@ def _head(ours: dict[str, Record], theirs: dict[str, Record], models: Sequence[s
         "# Coverage of structured pruning",
         "",
         f"{len(models)} models with random weights, 30 % of the channels or heads of every group cut. trimtab tried",
-        f"{len(ours)}, of which torch.export captures {num_exported}; Torch-Pruning tried {len(theirs)}. Of",
+        f"{len(ours)}, of which torch.export captures {num_exported}, and {num_whole} pass every column; Torch-Pruning",
+        f"tried {len(theirs)}. Of",
         "Torch-Pruning's three settings (`benchmarks/zoo/half_torch_pruning.py`) the best one counts for each model;",
         "none is tried after one that did not end. Made by `scripts/bench prune_zoo`.",
         "",
