@@ -19,7 +19,7 @@ def test_it_learns_from_the_labels_and_leaves_the_graph_alone(tmp_path):
     learned = method.apply(model, method.plan(model, task), tools)  # type: ignore[arg-type]
     assert score(learned, task.select, task.metric).mean() > 0.9
     assert same_weights(model, toy_net())
-    assert (tmp_path / "finetune.safetensors").exists()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["finetune.safetensors", "finetune.safetensors.1"]
 
 
 def test_the_plan_is_data():

@@ -129,7 +129,7 @@ def changed(settings: Optimizer, **values: float | None) -> Optimizer:
     given = {key: value for key, value in values.items() if value is not None}
     fields = {field.name for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
     if "inner" in fields:
-        return dataclasses.replace(settings, inner=changed(settings.inner, **given))  # type: ignore
+        return dataclasses.replace(settings, inner=changed(settings.inner, **given))  # type: ignore[attr-defined,type-var]
     for key in given:
         if key not in fields:
             raise OptimizerError(
