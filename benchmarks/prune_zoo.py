@@ -84,17 +84,21 @@ def write_failures(settings: argparse.Namespace, half: str) -> None:
 def _head(ours: dict[str, Record], theirs: dict[str, Record], models: Sequence[str]) -> list[str]:
     num_exported = sum(passed(record, "exports") for record in ours.values())
     num_whole = sum(all_passed(record, OURS) for record in ours.values())
+    num_late = sum("died" in record for record in theirs.values())
     machine = stamp()
     commits = ", ".join(sorted({record["commit"] for record in ours.values()})) or "none"
     packages = ", ".join(part.replace("==", " ") for part in (TORCH, *COMMON, *MODELS, *ALONE["torch_pruning"]))
     return [
         "# Coverage of structured pruning",
         "",
-        f"{len(models)} models with random weights, 30 % of the channels or heads of every group cut. trimtab tried",
-        f"{len(ours)}, of which torch.export captures {num_exported}, and {num_whole} pass every column; Torch-Pruning",
-        f"tried {len(theirs)}. Of",
-        "Torch-Pruning's three settings (`benchmarks/zoo/half_torch_pruning.py`) the best one counts for each model;",
-        "none is tried after one that did not end. Made by `scripts/bench prune_zoo`.",
+        f"{len(models)} models with random weights, 30 % of the channels or heads of every group cut. Both have the",
+        "same limit of processor time.",
+        "",
+        f"* trimtab tried {len(ours)}: torch.export captures {num_exported}, and {num_whole} pass every column.",
+        f"* Torch-Pruning tried {len(theirs)}, at three settings (`benchmarks/zoo/half_torch_pruning.py`): the best",
+        f"  one counts, none is tried after one that did not end. {num_late} models ran out of time or died.",
+        "",
+        "Made by `scripts/bench prune_zoo`.",
         "",
         f"{machine['cpu']}, {machine['cores']} cores, 1 thread; Python {machine['python']}; {packages};",
         f"commit {commits}; {time.strftime('%Y-%m-%d')}.",
