@@ -1,12 +1,15 @@
 """How often the proof lets through what it should not, and how its power grows: 1,000 simulated tasks a cell.
 
     scripts/bench verdict_calibration [--tasks 1000] [--jobs 2] [--only NAME ...]
+    scripts/bench verdict_calibration --again "overlap, 0 to 1" 10000 [--tasks 20000]
 
 A cell is a kind of metric, a number of verify samples and a true drop. Each task draws its samples from a population
 whose true drop is known exactly, as the population is a table of rows with probabilities. The margin is what the worst
 population loses: there a PASS is false, and may happen to 5 %. Three more tables: several bounds at once, the best of
 many picked on `select`, and other intervals of a mean on the same tasks. Writes
 benchmarks/results/verdict_calibration_DATE.md and docs/benchmarks/verdict_calibration.svg. Half an hour on one core.
+With --again, one cell alone with seeds of its own, in verdict_calibration_again_DATE.md: of many cells at 5 %, some
+come out above it by chance, and fresh tasks tell which do in truth.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtri
-from scipy.stats import binom, t
+from scipy.stats import binom, binomtest, t
 
 from trimtab.measure.corpus import bca
 from trimtab.measure.machine import stamp, versions
@@ -218,12 +221,12 @@ class Cell:
     tasks: int
 
 
-def cell(kind: Kind, worst: float, num: int, share: float, tasks: int) -> Cell:
+def cell(kind: Kind, worst: float, num: int, share: float, tasks: int, *, seed: int = SEED) -> Cell:
     """Simulate `tasks` tasks with `num` samples, where `share` of the margin is truly lost."""
     margin = kind.population(worst).drop
-    rng = np.random.default_rng((SEED, num, round(100 * share)))
+    rng = np.random.default_rng((seed, num, round(100 * share)))
     drawn = _drawn(kind, kind.badness(worst, share), rng)
-    words = [one(kind, *drawn(num), margin, seed) for seed in range(tasks)]
+    words = [one(kind, *drawn(num), margin, place) for place in range(tasks)]
     return Cell(num, share, words.count("PASS"), words.count("FAIL"), tasks)
 
 
@@ -382,6 +385,23 @@ def winner_table(tasks: int, num: int = 2000, margin: float = 0.01) -> list[str]
     return lines
 
 
+def again_table(kind: Kind, worst: float, num: int, tasks: int) -> list[str]:
+    """One cell at the bound, with fresh seeds, a thousand tasks each; and whether it is above 5 % in truth."""
+    seeds = range(SEED + 1, SEED + 1 + max(1, tasks // NUM_TASKS))
+    cells = [cell(kind, worst, num, 1.0, min(tasks, NUM_TASKS), seed=seed) for seed in seeds]
+    passed, total = sum(c.passed for c in cells), sum(c.tasks for c in cells)
+    low, high = (100 * x for x in binomtest(passed, total).proportion_ci(0.95, method="exact"))
+    word = "above 5 %: the interval lets through too much" if low > 100 * (1 - CONFIDENCE) else "not above 5 %"
+    shares = ", ".join(share_of(c.passed, c.tasks) for c in cells)
+    return [
+        f"## {kind.name}, n = {num:,}, true drop = margin, {total:,} fresh tasks",
+        "",
+        f"False PASS {100 * passed / total:.2f} % (exact 95 % interval {low:.2f} to {high:.2f} %): {word}.",
+        "",
+        f"By seed ({seeds[0]} to {seeds[-1]}): {shares}.",
+    ]
+
+
 def plot(results: Mapping[str, Sequence[Cell]], path: Path) -> None:
     """Power against the number of samples, one line a metric, as an SVG; false PASS dotted below."""
     width, height, left, top = 760, 420, 60, 20
@@ -419,13 +439,38 @@ def plot(results: Mapping[str, Sequence[Cell]], path: Path) -> None:
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
+def head(asked: str, seconds: float) -> list[str]:
+    found = ", ".join(f"{name} {number}" for name, number in versions(["trimtab", "numpy", "scipy"]).items())
+    return [
+        "# Is the proof what it says?",
+        "",
+        f"{stamp()['cpu']}; {found}; confidence {CONFIDENCE:g} one-sided, {RESAMPLES} resamples, {asked}; "
+        f"{seconds:.0f} s on a shared machine.",
+        "",
+    ]
+
+
+def write(name: str, lines: Sequence[str]) -> None:
+    text = "\n".join(lines) + "\n"
+    print(text)
+    day = datetime.date.today()
+    (ROOT / "benchmarks" / "results" / f"{name}_{day:%Y-%m-%d}.md").write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, default=NUM_TASKS)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--only", nargs="*", help="kinds of metric; the results say which were left out")
+    parser.add_argument("--again", nargs=2, metavar=("KIND", "N"), help="this one cell, with fresh seeds")
     chosen = parser.parse_args()
     began, results = time.perf_counter(), {}
+    if chosen.again:
+        kind, worst = next(pair for pair in KINDS if pair[0].name == chosen.again[0])
+        table = again_table(kind, worst, int(chosen.again[1]), chosen.tasks)
+        top = head(f"seeds from {SEED + 1} on", time.perf_counter() - began)
+        write("verdict_calibration_again", [*top, *table])
+        return
     with ProcessPoolExecutor(chosen.jobs) as pool:
         asked = {
             kind.name: [
@@ -445,20 +490,9 @@ def main() -> None:
             lines += ["", *table.result()]
         left_out = [kind.name for kind, _ in KINDS if kind.name not in results]
         lines += ["", f"Left out of this run: {', '.join(left_out)}."] if left_out else []
-    head = [
-        "# Is the proof what it says?",
-        "",
-        f"{stamp()['cpu']}; {', '.join(f'{k} {v}' for k, v in versions(['trimtab', 'numpy', 'scipy']).items())}; "
-        f"confidence {CONFIDENCE:g} one-sided, {RESAMPLES} resamples, seed {SEED}; "
-        f"{time.perf_counter() - began:.0f} s, {chosen.jobs} processes on a shared machine.",
-        "",
-        "![PASS against the number of verify samples](../../docs/benchmarks/verdict_calibration.svg)",
-        "",
-    ]
-    text = "\n".join([*head, *lines]) + "\n"
-    print(text)
-    day = datetime.date.today()
-    (ROOT / "benchmarks" / "results" / f"verdict_calibration_{day:%Y-%m-%d}.md").write_text(text, encoding="utf-8")
+    picture = "![PASS against the number of verify samples](../../docs/benchmarks/verdict_calibration.svg)"
+    top = head(f"seed {SEED}, {chosen.jobs} processes", time.perf_counter() - began)
+    write("verdict_calibration", [*top, picture, "", *lines])
     plot(results, ROOT / "docs" / "benchmarks" / "verdict_calibration.svg")
 
 

@@ -229,7 +229,7 @@ def test_any_changed_byte_and_any_missing_file_is_found(name: str, tmp_path: Pat
 def test_a_folder_of_another_format_is_refused(key: str, value: object, tmp_path: Path) -> None:
     folder = saved_folder(tmp_path)
     write_json(folder / "manifest.json", read_json(folder / "manifest.json") | {key: value})
-    with pytest.raises(ArtifactError, match=rf"{key} {value!r}.*reads format 1 and the kinds artifact, model. Make it"):
+    with pytest.raises(ArtifactError, match=rf"{key} {value!r}.*reads format 1 and the kinds artifact, model, bundle"):
         tt.load(folder)
 
 

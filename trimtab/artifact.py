@@ -7,8 +7,12 @@
     graph.json, weights.safetensors
     runtime/               what the runtime loads
 
+An evidence bundle is what a verdict can be repeated from: manifest.json, evidence.json, plans.json, run.json (what was
+asked, and the hash of the data), log.txt, and contenders/ROLE/, the files of the original, of the best free baseline
+and of the chosen one. It lies beside the artifact, which ships without it.
+
 A saved model is a graph alone, to go on with: manifest.json, plans.json, graph.json, weights.safetensors (or .coded).
-Neither holds a pickle, and nothing in them names code to be run but the operations of the graph (docs/decisions/0002).
+None holds a pickle, and nothing in them names code to be run but the operations of the graph (docs/decisions/0002).
 The hashes find damage and careless change; they are no signature against somebody who rewrites them all.
 """
 
@@ -35,14 +39,20 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from trimtab.core import Method, Plan
+    from trimtab.runtimes.evaluate import Exported
 
 FORMAT = 1
-ARTIFACT, MODEL = "artifact", "model"
-WORDS = {ARTIFACT: ("artifact", "was measured"), MODEL: ("saved model", "was saved")}
+ARTIFACT, MODEL, BUNDLE = "artifact", "model", "bundle"
+WORDS = {
+    ARTIFACT: ("artifact", "was measured"),
+    MODEL: ("saved model", "was saved"),
+    BUNDLE: ("evidence bundle", "was measured"),
+}
 MANIFEST_FILE = "manifest.json"
 EVIDENCE_FILE = "evidence.json"
 PLANS_FILE = "plans.json"
 RUNTIME_FOLDER = "runtime"
+CONTENDERS_FOLDER = "contenders"
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,33 @@ def save_artifact(folder: Path, parts: Parts) -> None:
         "labels": list(parts.evidence["task"]["labels"]),
     }
     _seal(folder, ARTIFACT, described)
+
+
+def save_bundle(
+    folder: Path,
+    *,
+    evidence: Mapping[str, Any],
+    plans: list[dict[str, Any]],
+    contenders: Mapping[str, Exported],
+    papers: Iterable[Path],
+) -> None:
+    """Write an evidence bundle's files into `folder`, which exists and is empty.
+
+    Args:
+        folder: of the bundle.
+        evidence: as in the artifact.
+        plans: as in the artifact.
+        contenders: role -> the file that was raced and scored for the verdict.
+        papers: what the run kept of itself: what was asked, and its log.
+    """
+    for role, one in contenders.items():
+        shutil.copytree(one.folder, folder / CONTENDERS_FOLDER / role)
+    for paper in papers:
+        shutil.copy2(paper, folder / paper.name)
+    write_json(folder / PLANS_FILE, plans)
+    write_json(folder / EVIDENCE_FILE, evidence)
+    served = {role: {"runtime": one.runtime, "precision": one.precision} for role, one in contenders.items()}
+    _seal(folder, BUNDLE, {"trimtab": evidence["trimtab"], "task": evidence["task"]["name"], "contenders": served})
 
 
 def save(
@@ -220,6 +257,60 @@ class Saved:
         return _plans(self.path)
 
 
+@dataclass(frozen=True)
+class Bundle:
+    """An evidence bundle whose hashes were right: what a verdict rests on, and the files to repeat it with."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @cached_property
+    def evidence(self) -> dict[str, Any]:
+        """What was decided and measured."""
+        return dict(read_json(self.path / EVIDENCE_FILE))
+
+    @cached_property
+    def contenders(self) -> dict[str, Exported]:
+        """Role -> the file that was raced and scored."""
+        from trimtab.runtimes.evaluate import Exported
+
+        return {
+            role: Exported(one["runtime"], one["precision"], self.path / CONTENDERS_FOLDER / role)
+            for role, one in self.manifest["contenders"].items()
+        }
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Open an evidence bundle, or the one of a run that has ended, after checking every byte of it.
+
+    Raises:
+        ArtifactError: there is none, it is of another format, or not what was written.
+    """
+    path = Path(path)
+    path = path / BUNDLE if (path / BUNDLE).is_dir() else path
+    manifest = _checked(path)
+    if manifest["kind"] != BUNDLE:
+        noun = WORDS[manifest["kind"]][0]
+        raise ArtifactError(
+            f"{path} is {'an' if noun[0] in 'aeiou' else 'a'} {noun} and holds nothing to repeat a verdict with. Give "
+            f"the run's folder, or its folder {BUNDLE}/, which `trimtab optimize` writes beside the artifact."
+        )
+    return Bundle(path, manifest)
+
+
+def evidence_of(path: str | Path) -> dict[str, Any]:
+    """The evidence of a run that has ended, of a bundle or of an artifact; every byte is checked first.
+
+    Raises:
+        ArtifactError: it has none, or is not what was written.
+    """
+    path = Path(path)
+    inner = next((path / name for name in (BUNDLE, ARTIFACT) if (path / name).is_dir()), path)
+    if _checked(inner)["kind"] == MODEL:
+        raise ArtifactError(f"{inner} is a saved model, which nobody judged: it has no evidence. Give a run's folder.")
+    return dict(read_json(inner / EVIDENCE_FILE))
+
+
 def load(path: str | Path) -> Loaded | Saved:
     """Open an artifact or a saved model, after checking every byte of it against its hashes.
 
@@ -228,6 +319,10 @@ def load(path: str | Path) -> Loaded | Saved:
     """
     path = Path(path)
     manifest = _checked(path)
+    if manifest["kind"] == BUNDLE:
+        raise ArtifactError(
+            f"{path} is an evidence bundle: `trimtab verify` repeats what it claims. Load the artifact beside it."
+        )
     if manifest["kind"] == MODEL:
         return Saved(path, manifest)
     evidence = read_json(path / EVIDENCE_FILE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -291,6 +292,74 @@ def report(
     path, evidence = rewrite_report(run, output=output)
     summary(evidence, console=Console())
     typer.echo(f"wrote {path}")
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="The run's folder, or the folder bundle/ in it.")],
+    task: Annotated[
+        str | None, typer.Option(help="The task that the bundle was made with; a built-in one is found by its name.")
+    ] = None,
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress display.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Measure quality and speed of a run's files again, on this machine, and say claim by claim what holds here.
+
+    Every byte of the bundle is checked first. The exit code is 0 if every claim holds, 1 if one does not, 2 if one is
+    open, 3 if the bundle or the task cannot be used.
+
+    Example:
+      trimtab verify runs/fashion
+    """
+    import cattrs
+
+    from trimtab.recheck import task_of
+    from trimtab.recheck import verify as run_verify
+
+    found = run_verify(bundle, task_of(bundle, task), quiet=quiet)
+    if as_json:
+        typer.echo(json.dumps({"answer": found.answer, **cattrs.unstructure(found)}, indent=1))
+    else:
+        shown = [(one.what, one.recorded, one.here, one.answer) for one in found.claims]
+        _print_table(("claim", "recorded", "here", ""), shown)
+        typer.echo("\n".join(("", *found.notes)))
+    raise typer.Exit({"holds": 0, "does not hold": 1, "open": 2}[found.answer])
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="A run's folder, its bundle or its artifact.")],
+    second: Annotated[Path, typer.Argument(help="Another one, of the same task.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Compare two runs of one task: what was asked, what came of it, and where.
+
+    The chosen models' answers are compared sample by sample; latencies only if both runs were on one machine.
+
+    Example:
+      trimtab diff runs/monday runs/tuesday
+    """
+    import cattrs
+
+    from trimtab.artifact import evidence_of
+    from trimtab.report.compare import differences
+
+    found = differences(evidence_of(first), evidence_of(second))
+    if as_json:
+        typer.echo(json.dumps(cattrs.unstructure(found), indent=1))
+        return
+    _print_table(("", str(first), str(second), ""), [(one.what, one.first, one.second, one.told) for one in found])
+
+
+def _print_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for header in headers:
+        table.add_column(Text(header), overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
 
 
 @app.command()

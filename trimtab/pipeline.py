@@ -88,7 +88,7 @@ def optimize(
             ended = [freely, *_search(job, bench, original, free, tried)]
             choice = held.once("choice", lambda: _choose(job, free, ended), Trial)
             proof = held.once("evidence", lambda: prove(job, free, ended, choice), dict[str, Any])
-            ship(job, original, ended, choice, proof)
+            ship(job, original, free, ended, choice, proof)
     return load_artifact(folder / "artifact").artifact
 
 

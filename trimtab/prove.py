@@ -6,11 +6,11 @@ from typing import Any
 
 import cattrs
 
-from trimtab.artifact import Parts, save_artifact
+from trimtab.artifact import BUNDLE, Parts, save_artifact, save_bundle
 from trimtab.attempt import Job, Tried, exported
 from trimtab.compress.build import Built
 from trimtab.core import Recipe, Trial
-from trimtab.files import write_atomic
+from trimtab.files import read_json, write_atomic
 from trimtab.measure.quality import graded, held_against
 from trimtab.measure.verdict import judge
 from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE, Contender, Story, assemble, steps
@@ -18,6 +18,7 @@ from trimtab.report.html import page
 from trimtab.runtimes.evaluate import gain_over, measurements, race
 from trimtab.runtimes.trial import FREE, arrays
 from trimtab.search.space import best_free, cost
+from trimtab.search.study import IDENTITY_FILE, LOG_FILE
 
 FINAL_ROUNDS = 24
 REPORT_FILE = "report.html"
@@ -32,11 +33,7 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> dic
     """
     job.show.phase("verdict")
     task, target, goal = job.task, job.target, job.goal
-    picked = {
-        REFERENCE: next(trial for trial in free if (trial.runtime, trial.precision) == REFERENCE_IN),
-        BEST_FREE: best_free(free, goal, target),
-        CHOSEN: choice,
-    }
+    picked = _picked(job, free, choice)
     files = {role: exported(job, trial) for role, trial in picked.items()}
     split = task.verify.open(f"the verdict on {choice.candidate}")
     raced = race(files, arrays(split), target=target, rounds=FINAL_ROUNDS, report=job.show.step)
@@ -64,8 +61,17 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> dic
     return assemble(story, contenders, verdict, inputs=arrays(split)[0], targets=split.targets.numpy())
 
 
+def _picked(job: Job, free: list[Trial], choice: Trial) -> dict[str, Trial]:
+    return {
+        REFERENCE: next(trial for trial in free if (trial.runtime, trial.precision) == REFERENCE_IN),
+        BEST_FREE: best_free(free, job.goal, job.target),
+        CHOSEN: choice,
+    }
+
+
 def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> Story:
-    recipe = next((tried.recipe for tried in ended if tried.recipe.name == choice.recipe), Recipe())
+    tried = _of(ended, choice)
+    recipe = tried.recipe if tried else Recipe()
     names = [FREE, *(Recipe(recipe.methods[: end + 1]).name for end in range(len(recipe.methods)))]
     trials = (*free, *(trial for tried in ended for trial in tried.trials))
     metrics = {FREE: free[0].select.baseline}
@@ -82,12 +88,23 @@ def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> St
         skipped=tuple(dict.fromkeys(skip for tried in ended for skip in tried.skipped)),
         command=job.command,
         folder=str(job.held.folder),
+        recipe=tuple({"method": s.method, "settings": s.settings} for s in (tried.stages if tried else ())),
+        data=read_json(job.held.folder / IDENTITY_FILE)["data"],
     )
 
 
-def ship(job: Job, original: Built, ended: list[Tried], choice: Trial, proof: dict[str, Any]) -> None:
-    """Write report, sample input and, last, the artifact."""
-    tried = next((tried for tried in ended if tried.recipe.name == choice.recipe), None)
+def _of(ended: list[Tried], choice: Trial) -> Tried | None:
+    return next((tried for tried in ended if tried.recipe.name == choice.recipe), None)
+
+
+def ship(
+    job: Job, original: Built, free: list[Trial], ended: list[Tried], choice: Trial, proof: dict[str, Any]
+) -> None:
+    """Write report, evidence bundle and, last, the artifact."""
+    tried = _of(ended, choice)
+    plans = cattrs.unstructure(tried.stages if tried else ())
+    files = {role: exported(job, trial) for role, trial in _picked(job, free, choice).items()}
+    papers = [job.held.folder / name for name in (IDENTITY_FILE, LOG_FILE)]
     write_atomic(job.held.folder / REPORT_FILE, page(proof).encode())
     parts = Parts(
         name=choice.candidate,
@@ -96,8 +113,11 @@ def ship(job: Job, original: Built, ended: list[Tried], choice: Trial, proof: di
         target=job.target,
         runtime_folder=exported(job, choice).folder,
         graph_folder=tried.folder if tried and tried.folder else original.folder,
-        plans=cattrs.unstructure(tried.stages if tried else ()),
+        plans=plans,
         samples=arrays(job.task.select.batch(slice(0, NUM_SAMPLE))),
         evidence=proof,
+    )
+    job.held.once_folder(
+        BUNDLE, lambda folder: save_bundle(folder, evidence=proof, plans=plans, contenders=files, papers=papers)
     )
     job.held.once_folder("artifact", lambda folder: save_artifact(folder, parts))

@@ -12,6 +12,7 @@ from verdict_calibration import (
     KINDS,
     Cell,
     Kind,
+    again_table,
     alternatives,
     auc_rows,
     cell,
@@ -47,6 +48,14 @@ def test_a_cell_counts_words_and_more_is_passed_where_less_is_lost() -> None:
     assert kept.passed > 40
     assert lost.passed + lost.failed <= lost.tasks == 60
     assert lost == cell(kind, worst, 3000, 1.0, 60), "the same seed, the same tasks"
+
+
+def test_a_cell_again_counts_fresh_tasks_and_says_whether_it_is_above() -> None:
+    kind, worst = KINDS[0]
+    told = again_table(kind, worst, 300, 60)
+    assert cell(kind, worst, 300, 1.0, 60, seed=1) != cell(kind, worst, 300, 1.0, 60)
+    assert "60 fresh tasks" in told[0]
+    assert told[2].endswith("%): not above 5 %.")
 
 
 def test_alternatives_are_judged_on_the_same_tasks() -> None:

@@ -92,6 +92,7 @@ def test_the_task_is_described_with_its_counts() -> None:
         "num_verify": NUM,
         "num_inputs": 1,
         "labels": list(LABELS),
+        "data": "",
     }
 
 

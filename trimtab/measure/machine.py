@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,15 @@ def stamp() -> dict[str, Any]:
         "os": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two stamps are of machines whose latencies may be compared: the same processor, cores and memory.
+
+    >>> same_machine({"cpu": "A", "cores": 2}, {"cpu": "A", "cores": 4})
+    False
+    """
+    return all(one.get(key) == other.get(key) for key in ("cpu", "architecture", "cores", "features", "memory_bytes"))
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:

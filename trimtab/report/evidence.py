@@ -40,7 +40,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Story:
-    """How the run came to its choice."""
+    """How the run came to its choice. recipe: method and settings of each step; data: the hash of the task's data."""
 
     task: Task
     target: Target
@@ -50,6 +50,8 @@ class Story:
     skipped: tuple[Skip, ...]
     command: str
     folder: str
+    recipe: tuple[Mapping[str, Any], ...] = ()
+    data: str = ""
 
 
 def assemble(
@@ -78,6 +80,7 @@ def assemble(
             "num_verify": len(task.verify),
             "num_inputs": len(task.train.inputs),
             "labels": list(task.labels),
+            "data": story.data,
         },
         "target": cattrs.unstructure(story.target),
         "goal": cattrs.unstructure(story.goal),
@@ -86,9 +89,11 @@ def assemble(
         "verdict": cattrs.unstructure(verdict),
         "rows": [_row(contender, task.metric, verdict) for contender in contenders],
         "trials": cattrs.unstructure(story.trials),
+        "recipe": list(story.recipe),
         "steps": list(story.steps),
         "skipped": cattrs.unstructure(story.skipped),
         "latency_samples": {contender.role: list(contender.timing.samples_ms) for contender in contenders},
+        "latency_blocks": {contender.role: list(contender.timing.block_medians) for contender in contenders},
         "bounds": _bounds(story, by_role[CHOSEN].name, verdict),
         "outcomes": {contender.role: contender.scores[task.metric.name].tolist() for contender in contenders},
         "more_outcomes": {
@@ -101,6 +106,7 @@ def assemble(
             "artifact": f"{story.folder}/artifact",
             "evidence": f"{story.folder}/artifact/evidence.json",
             "report": f"{story.folder}/report.html",
+            "bundle": f"{story.folder}/bundle",
         },
     }
 
