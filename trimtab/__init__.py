@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         Tools,
         Verdict,
     )
-    from trimtab.diagnose import doctor
+    from trimtab.diagnose.machine import doctor
     from trimtab.errors import TrimtabError
     from trimtab.graph.capture import capture
     from trimtab.graph.rebuild import as_module
@@ -83,7 +83,7 @@ FRONT_DOOR = {
     "WeightOnly": "compress.weightonly",
     "as_module": "graph.rebuild",
     "capture": "graph.capture",
-    "doctor": "diagnose",
+    "doctor": "diagnose.machine",
     "fit": "train.loop",
     "integer_weights_": "train.integers",
     "load": "artifact",

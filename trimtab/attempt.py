@@ -30,6 +30,7 @@ from trimtab.errors import MetricError, PlanError, RunError, RuntimeFailed
 from trimtab.files import write_atomic
 from trimtab.graph.capture import capture
 from trimtab.graph.save import load_graph, save_graph
+from trimtab.measure.provable import unprovable
 from trimtab.measure.quality import Scores, graded, held_against, value
 from trimtab.measure.verdict import chance_of_all
 from trimtab.report.terminal import Progress
@@ -137,8 +138,15 @@ def shrink(model: nn.Module, task: Task, method: Method, folder: Path | None, sh
 
 
 def bench_of(job: Job, original: Built) -> Bench:
-    """The original's scores on `select`, in eager fp32, which every trial is held against."""
-    return Bench(job.task, job.target, job.goal, _graded(job.task, job.goal, original))
+    """The original's scores on `select`, in eager fp32, which every trial is held against.
+
+    What they show that no trial could prove is told now, before any is made.
+    """
+    reference = _graded(job.task, job.goal, original)
+    for warning in unprovable(job.task, job.goal, reference, job.task.select):
+        job.show.warn(warning)
+        job.held.log(f"warning: {warning}")
+    return Bench(job.task, job.target, job.goal, reference)
 
 
 def free_baselines(job: Job, bench: Bench, original: Built, runtimes: tuple[str, ...]) -> tuple[list[Trial], Tried]:

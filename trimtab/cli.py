@@ -364,19 +364,47 @@ def _print_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> N
 
 @app.command()
 def doctor(
+    task: Annotated[
+        str | None, typer.Argument(help="A task to look at, as for optimize; without it, the machine alone.")
+    ] = None,
+    minimise: Annotated[Minimise, typer.Option(help="What to make small.")] = Minimise.latency_ms,
+    keep: Annotated[float, typer.Option(help="Fraction of the metric that must stay, e.g. 0.99.")] = 0.99,
+    drop: Annotated[float | None, typer.Option(help="Allowed loss in the metric's own units.")] = None,
+    runtimes: Annotated[list[str] | None, typer.Option(help="Runtime to allow; repeat for more.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Batch size to be fast at.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of the serving process.")] = 1,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Show what this machine has: versions, runtimes, what is missing and the command that brings it.
+    """Show what this machine has; or, given a task, what could be done to its model here, before time is spent.
 
-    Example:
+    Of a task: whether its data is sound and its model exports, which runtimes take it, where time and bytes are, which
+    methods apply to which layers and why not, what they might gain, what could be proven at all, and what a search
+    would need. The exit code is 3 if something stops it.
+
+    Examples:
       trimtab doctor --json
+
+      trimtab doctor mytask.py:make --runtimes onnxruntime --keep 0.995
     """
     import cattrs
 
-    from trimtab.diagnose import doctor as examine
+    from trimtab.diagnose.machine import doctor as look
 
-    found = examine()
+    if task is not None:
+        from trimtab.core import Goal, Target
+        from trimtab.diagnose.examine import examine
+        from trimtab.report.examined import examined
+        from trimtab.tasks.resolve import resolve
+
+        target = Target("cpu", tuple(runtimes) if runtimes else None, batch_size, threads)
+        seen = examine(*resolve(task), target=target, goal=Goal(minimise.value, keep=keep, drop=drop))
+        if as_json:
+            typer.echo(json.dumps(cattrs.unstructure(seen), indent=1))
+        else:
+            examined(seen, console=Console())
+        raise typer.Exit(USER_ERROR if seen.problems else 0)
+    found = look()
     if as_json:
         typer.echo(json.dumps(cattrs.unstructure(found), indent=1))
         return

@@ -118,6 +118,7 @@ def test_no_flag_exists_that_python_lacks() -> None:
     from trimtab.compress.importance import MEASURES
     from trimtab.compress.prune import Prune
     from trimtab.core import Fit
+    from trimtab.diagnose.examine import examine
     from trimtab.recheck import verify
     from trimtab.teach.train import train
     from trimtab.teach.verify import verify_resume
@@ -130,6 +131,8 @@ def test_no_flag_exists_that_python_lacks() -> None:
     for command, function in pairs:
         assert set(inspect.signature(command).parameters) == set(inspect.signature(function).parameters)
     assert set(inspect.signature(cli.verify).parameters) - {"as_json"} <= set(inspect.signature(verify).parameters)
+    seen = set(inspect.signature(cli.doctor).parameters) - {"as_json"}
+    assert seen <= fields | set(inspect.signature(examine).parameters)
     of_fit = {field.name for field in dataclasses.fields(Fit)}
     assert set(inspect.signature(cli.train).parameters) <= of_fit | set(inspect.signature(train).parameters)
     settings = {field.name for value in (Prune, Budget) for field in dataclasses.fields(value)}

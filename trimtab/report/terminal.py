@@ -120,6 +120,15 @@ class Progress:
             self._best = text
             self._say(f"best so far: {text}")
 
+    def warn(self, text: str) -> None:
+        """Something that the user may want to mend before time is spent."""
+        if self._quiet:
+            return
+        if self._live:
+            self._live.console.print(Text.assemble(("warning: ", "yellow"), text))
+        else:
+            self._say(f"warning: {text}")
+
     def _reckon(self) -> None:
         names = list(self._phases)
         at = names.index(self._phase) if self._phase in names else 0

@@ -1,0 +1,236 @@
+"""Which family of methods applies to which layers of a graph and why not, and what it might gain at best and at least.
+
+Predictions, made from where the time is (`roofline.py`), by Amdahl's law: what a family does not touch stays as slow as
+it is. They rank families and rule some out; what a model takes is measured in its runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from trimtab.compress.blocks import blocks
+from trimtab.compress.lowrank import sites
+from trimtab.compress.packing import fixed_layers
+from trimtab.compress.prune import Prune, PrunePlan
+from trimtab.compress.sharing import ShareBlocks
+from trimtab.core import Skip, Target
+from trimtab.diagnose.roofline import Place
+from trimtab.errors import PlanError
+from trimtab.graph.cost import COUNTED, Sizes, contractions
+from trimtab.graph.dims import groups
+from trimtab.graph.fold import fold_weights
+from trimtab.runtimes import RUNTIMES, supported
+from trimtab.runtimes.formats import FORMATS
+
+RATIOS = (0.25, 0.5)
+RANKS = (0.5, 0.25)
+# What integer arithmetic may gain where multiplications bound: four times with dot products of bytes, else two.
+BYTE_PRODUCTS = ("avx_vnni", "avx512_vnni", "amx_int8", "i8mm", "asimddp")
+LINEAR = tuple(target for target in COUNTED if str(target).split(".")[1] in ("linear", "addmm", "mm", "matmul"))
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family of methods could do: to which layers, why not to others, and how many times less time and size.
+
+    why: why it does not apply at all, or what to know.
+    """
+
+    name: str
+    layers: tuple[str, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+    latency: Range | None = None
+    size: Range | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The graph with the time and bytes of its operations, and where it will run."""
+
+    graph: GraphModule
+    places: Mapping[str, Place]
+    target: Target
+    features: Sequence[str]
+
+    @property
+    def ms(self) -> float:
+        return sum(place.ms for place in self.places.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        return max(1, sum(parameter.numel() * parameter.element_size() for parameter in self.graph.parameters()))
+
+    def faster(self, times: Mapping[str, float]) -> float:
+        """How many times less time if the operations in `times` take so many times less."""
+        left = sum(place.ms / times.get(place.node, 1.0) for place in self.places.values())
+        return self.ms / left if left else 1.0
+
+    def smaller(self, layers: Sequence[str], times: float) -> float:
+        """How many times fewer bytes of weights if those of `layers` take so many times fewer."""
+        own = sum(self.places[layer].weight_bytes for layer in layers if layer in self.places)
+        return self.weight_bytes / (self.weight_bytes - own * (1 - 1 / times))
+
+
+def families(
+    graph: GraphModule, places: Sequence[Place], target: Target, features: Sequence[str]
+) -> tuple[Family, ...]:
+    """What each family could do to `graph`; one that refuses says why.
+
+    Args:
+        graph: captured, with weights of 32 bits.
+        places: its operations, from `roofline`.
+        target: which runtimes are allowed.
+        features: the processor's, from `stamp`.
+    """
+    whole = Whole(graph, {place.node: place for place in places}, target, features)
+    return tuple(_tried(name, make, whole) for name, make in FAMILIES.items())
+
+
+def _tried(name: str, make: Callable[[Whole], Family], whole: Whole) -> Family:
+    try:
+        return make(whole)
+    except PlanError as error:
+        return Family(name, why=str(error).splitlines()[0])
+
+
+def _prune(whole: Whole) -> Family:
+    gains, sizes, plan = [], [], None
+    for ratio in RATIOS:
+        plan = Prune(ratio=ratio).plan(whole.graph)
+        gains.append(whole.faster(_narrowed(whole.graph, plan)))
+        sizes.append(plan.params / max(1, plan.params - sum(cut.params_freed for cut in plan.cuts)))
+    assert plan is not None
+    names = tuple(cut.group for cut in plan.cuts)
+    note = f"{RATIOS[0]:.0%} to {RATIOS[1]:.0%} of each group's channels; quality is what decides how many"
+    return Family("prune", names, plan.skipped, _range(gains), _range(sizes), note)
+
+
+def _narrowed(graph: GraphModule, plan: PrunePlan) -> dict[str, float]:
+    """How many times fewer multiplications each operation has after the cuts."""
+    folded, _ = fold_weights(graph)
+    gone = {cut.group: cut.size - len(cut.kept) for cut in plan.cuts}
+    cuttable = groups(folded, means=plan.through_means).cuttable
+    own = [group for group in cuttable if group.name in gone]
+    return {one.node: one.macs() / max(1, one.macs(gone)) for one in contractions(Sizes(folded, own))}
+
+
+def _int8(whole: Whole) -> Family:
+    if why := _no_runtime(whole.target, "int8"):
+        return Family("int8", why=why)
+    found, skipped = fixed_layers(whole.graph, "int8", COUNTED)
+    names = tuple(layer.node for layer in found)
+    times = 4.0 if set(BYTE_PRODUCTS) & set(whole.features) else 2.0
+    most = {name: 4.0 if whole.places[name].bound == "memory" else times for name in names if name in whole.places}
+    slow = "" if times == 4 else "; this processor has no products of bytes (VNNI), so that int8 may gain little"
+    note = f"of layers with a weight of their own; the rest, and how it is laid out, stays{slow}"
+    return Family("int8", names, skipped, (1.0, whole.faster(most)), (1.0, whole.smaller(names, 4.0)), note)
+
+
+def _weight_only(whole: Whole) -> Family:
+    if why := _no_runtime(whole.target, "int4w"):
+        return Family("weights in 4 bits", why=why)
+    found, skipped = fixed_layers(whole.graph, "int4", LINEAR)
+    names = tuple(layer.node for layer in found)
+    if not names:
+        return Family("weights in 4 bits", (), skipped, why="the model has no linear layer with a weight of its own")
+    bound = {name: 4.0 for name in names if name in whole.places and whole.places[name].bound == "memory"}
+    note = "linear layers; faster only where reading weights is what takes the time"
+    return Family("weights in 4 bits", names, skipped, (1.0, whole.faster(bound)), (1.0, whole.smaller(names, 7)), note)
+
+
+def _low_rank(whole: Whole) -> Family:
+    found, skipped = sites(whole.graph, "channel")
+    if not found:
+        return Family("low rank", (), tuple(skipped), why="no layer becomes cheaper as two")
+    gains, sizes = [], []
+    for share in RANKS:
+        times: dict[str, float] = {}
+        saved = 0
+        for site in found.values():
+            rank = max(1, round(share * site.full_rank))
+            cost = rank * site.macs_of_a_rank / site.macs
+            if cost < 1:
+                times[site.layer.node] = 1 / cost
+                saved += round((1 - cost) * whole.places[site.layer.node].weight_bytes)
+        gains.append(whole.faster(times))
+        sizes.append(whole.weight_bytes / (whole.weight_bytes - saved))
+    note = f"at {RANKS[0]:.0%} to {RANKS[1]:.0%} of full rank; two small calls for one, which short layers feel"
+    names = tuple(site.layer.node for site in found.values())
+    return Family("low rank", names, tuple(skipped), _range(gains), _range(sizes), note)
+
+
+def _drop_blocks(whole: Whole) -> Family:
+    found, skipped = blocks(whole.graph)
+    if not found:
+        return Family("drop blocks", (), tuple(skipped), why="the model has no residual block, which could go whole")
+    nodes = {node.name: node for node in whole.graph.graph.nodes}
+    inside = [_between(nodes[block.skip], nodes[block.branch]) for block in found]
+    by_time = sorted(inside, key=lambda names: -sum(whole.places[n].ms for n in names if n in whole.places))
+    num = max(1, len(found) // 4)
+    gains = [whole.faster(dict.fromkeys(_union(some), 1e9)) for some in (by_time[-1:], by_time[:num])]
+    sizes = [whole.smaller(tuple(_union(some)), 1e9) for some in (by_time[-1:], by_time[:num])]
+    note = f"the cheapest block alone, to the dearest {num} of {len(found)}"
+    names = tuple(block.name for block in found)
+    return Family("drop blocks", names, tuple(skipped), _range(gains), _range(sizes), note)
+
+
+def _share(whole: Whole) -> Family:
+    plan = ShareBlocks(num=1).plan(whole.graph)
+    names = tuple(block for group in plan.groups for block in group.blocks)
+    left = plan.params - sum(group.numbers * (len(group.blocks) - 1) for group in plan.groups)
+    note = "blocks of the same shapes use one's weights: smaller, never faster"
+    return Family("share blocks", names, plan.skipped, None, (1.0, plan.params / max(1, left)), note)
+
+
+def _palette(whole: Whole) -> Family:
+    found, skipped = fixed_layers(whole.graph, "a palette", COUNTED)
+    names = tuple(layer.node for layer in found)
+    sizes = (whole.smaller(names, 4.0), whole.smaller(names, 8.0))
+    return Family("palette", names, skipped, None, sizes, "16 to 256 values for each weight: a smaller file to keep")
+
+
+def _no_runtime(target: Target, precision: Any) -> str:
+    """Why no runtime that is allowed and installed runs a precision, or nothing."""
+    allowed = target.runtimes or tuple(RUNTIMES)
+    able = [name for name in FORMATS[precision] if name in allowed]
+    reasons = [RUNTIMES[name].missing() or supported(name, precision) for name in able]
+    if able and None in reasons:
+        return ""
+    told = "; ".join(filter(None, reasons)) or f"{precision} runs in {', '.join(FORMATS[precision])}"
+    return f"none of the allowed runtimes has {precision} here: {told}"
+
+
+def _between(skip: Node, branch: Node) -> set[str]:
+    """The operations from a block's input to its branch's end."""
+    seen, queue = set(), [branch]
+    while queue:
+        node = queue.pop()
+        if node is not skip and node.name not in seen and node.op == "call_function":
+            seen.add(node.name)
+            queue += node.all_input_nodes
+    return seen
+
+
+def _union(parts: Sequence[set[str]]) -> set[str]:
+    return set().union(*parts)
+
+
+def _range(values: Sequence[float]) -> Range:
+    return min(values), max(values)
+
+
+FAMILIES: dict[str, Callable[[Whole], Family]] = {
+    "prune": _prune,
+    "int8": _int8,
+    "weights in 4 bits": _weight_only,
+    "low rank": _low_rank,
+    "drop blocks": _drop_blocks,
+    "share blocks": _share,
+    "palette": _palette,
+}
