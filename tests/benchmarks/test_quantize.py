@@ -8,22 +8,59 @@ import numpy as np
 import pytest
 import quantize
 import torch
-
-from trimtab.compress.quantize import Quantize
-
-
-def row(cell: str, kl: float, accuracy: float) -> dict[str, Any]:
-    found = {"model": "Fashion-MNIST", "cell": cell, "data": "4,000 pictures", "seconds": 3.2, "bits": 8}
-    return {**found, "bytes": 250_400, "quality": {"accuracy": accuracy}, "KL": kl, "relative error": kl / 10}
+from quantized.cells import BEST, CELLS, ORIGINAL, RIVALS
 
 
-def test_report_marks_the_best_int8() -> None:
-    rows = [row("default", 0.002, 0.89), row("original fp32", 0.0, 0.90), row("rounding learned", 0.001, 0.89)]
-    lines = quantize.report(rows)
-    assert "| | accuracy | KL | relative error | kB | seconds |" in lines
-    assert "| original fp32 | 0.900 | 0.00000 | 0.00000 | 250 | 3 |" in lines
-    assert "| rounding learned | **0.890** | **0.00100** | **0.00010** | 250 | 3 |" in lines
-    assert lines.index("4,000 pictures.") < lines.index("| | accuracy | KL | relative error | kB | seconds |")
+def row(cell: str, runtime: str, kl: float, accuracy: float, **more: Any) -> dict[str, Any]:
+    known = next(one for one in CELLS if (one.name, one.runtime) == (cell, runtime))
+    found = {"model": "Fashion-MNIST", "cell": cell, "runtime": runtime, "ours": known.ours, "data": "4,000 pictures"}
+    figures = {"seconds": 3.2, "bits": 8, "samples": 64, "bytes": 250_400, "times": None}
+    return {**found, **figures, "quality": {"accuracy": accuracy}, "KL": kl, "relative error": kl / 10, **more}
+
+
+def key(cell: str, runtime: str) -> str:
+    return next(one.key for one in CELLS if (one.name, one.runtime) == (cell, runtime))
+
+
+def rows() -> list[dict[str, Any]]:
+    rival = "NNCF, mixed"
+    faster = {key(rival, "openvino"): [1.02, 0.99, 1.05], key(ORIGINAL, "openvino"): [2.0, 1.9, 2.1]}
+    times = {"ms": [2.0, 1.9, 2.1], "n": 160, "gains": faster}
+    slower = {"ms": [2.04, 1.9, 2.1], "n": 160, "gains": {key(BEST, "openvino"): [0.98, 0.95, 1.01]}}
+    return [
+        row(BEST, "openvino", 0.001, 0.89, times=times),
+        row(ORIGINAL, "openvino", 0.0, 0.90, times={"ms": [4.0, 3.9, 4.1], "n": 160, "gains": {}}),
+        row(rival, "openvino", 0.002, 0.88, times=slower),
+        row("default", "onnxruntime", 0.003, 0.88),
+    ]
+
+
+def test_report_marks_the_best_and_tells_the_race() -> None:
+    lines = quantize.report(rows())
+    assert "| | file for | accuracy | KL | relative error | kB | seconds |" in lines
+    assert "| original fp32 | openvino | 0.900 | 0.00000 | 0.00000 | 250 | 3 |" in lines
+    assert f"| {BEST} | openvino | **0.890** | **0.00100** | **0.00010** | 250 | 3 |" in lines
+    assert "| *rival:* NNCF, mixed | openvino | 0.880 | 0.00200 | 0.00020 | 250 | 3 |" in lines
+    assert "| in openvino | ms | times as fast as original fp32 | times as fast as NNCF, mixed |" in lines
+    assert f"| {BEST} | 2.00 [1.90, 2.10] | 2.00 [1.90, 2.10] | 1.02 [0.99, 1.05] |" in lines
+
+
+def test_the_page_compares_the_best_of_each_side() -> None:
+    lines = quantize.page(rows(), "quantize_cpu_2026-11-28.md")
+    quality = (
+        f"| Fashion-MNIST | accuracy | 0.900 | 0.890 ({BEST}, openvino) | 0.880 (NNCF, mixed, openvino) | +0.010 |"
+    )
+    assert quality in lines
+    race = f"| Fashion-MNIST | openvino | 2.00 ms ({BEST}) | 2.04 ms (NNCF, mixed) | 1.02 [0.99, 1.05] | yes |"
+    assert race in lines
+    undecided = rows()
+    undecided[0]["times"]["gains"][key("NNCF, mixed", "openvino")] = [1.0, 0.96, 1.05]
+    assert any(line.endswith("| not decided |") for line in quantize.page(undecided, "x.md"))
+
+
+def test_one_side_alone_is_no_comparison() -> None:
+    assert not any("faster by |" in line and "Fashion" in line for line in quantize.page(rows()[:2], "x.md"))
+    assert f"| Fashion-MNIST | KL | 0.00000 | 0.00100 ({BEST}, openvino) |  | |" in quantize.page(rows()[:2], "x.md")
 
 
 def test_nothing_to_report() -> None:
@@ -48,11 +85,21 @@ def test_files_are_asked_sample_by_sample() -> None:
         return 2 * row[0]
 
     x = torch.randn(3, 4)
-    assert torch.equal(quantize.Served(answer)(x), 2 * x)
+    served = quantize.Served(answer)
+    assert torch.equal(served(x), 2 * x)
     assert asked == [(1, 4)] * 3
+    assert torch.equal(served(x[1:]), 2 * x[1:])
+    assert len(asked) == 3, "what was asked before is remembered"
 
 
-def test_every_setting_is_one_that_quantize_knows() -> None:
-    assert all(Quantize(samples=quantize.SAMPLES, **settings).samples == 64 for settings in quantize.OURS.values())
-    names = [quantize.file_name(cell) for cell in (quantize.ORIGINAL, *quantize.OURS, *quantize.ORT, *quantize.NNCF)]
-    assert len(set(names)) == len(names)
+def test_cells_have_names_of_their_own_and_rivals_can_be_left_out() -> None:
+    assert len({one.key for one in CELLS}) == len(CELLS)
+    every, ours = quantize.cells_of("MiniLM"), quantize.cells_of("MiniLM", ("nncf", "torchao"))
+    assert {one.name for one in every if one not in ours} == {one.name for one in RIVALS if "ONNX" not in one.name}
+    assert "dynamic" not in {one.name for one in quantize.cells_of("MobileNetV2")}
+
+
+def test_a_rival_without_an_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["quantize", "--nncf", "python"])
+    with pytest.raises(SystemExit):
+        quantize.main()

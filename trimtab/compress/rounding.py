@@ -27,6 +27,7 @@ from trimtab.core import Split
 MAX_SAMPLES, MIN_SAMPLES, MAX_BYTES = 64, 16, 128 << 20
 MIN_ROWS = 2048
 SWEEPS = 3
+BLOCK = 32  # features whose effect on the others is put off until all of them are chosen
 # Of the mean squared input: what keeps weights whose inputs were never seen at the nearest integer.
 DAMPING = 1e-3
 
@@ -168,11 +169,22 @@ def best_steps(w: Tensor, nearest: Tensor, scales: Tensor, cross: Tensor, gram: 
     low, high = low.clamp(-limit, limit), high.clamp(-limit, limit)
     chosen = nearest.clone()
     slope = w @ cross - (chosen * scales) @ gram  # half of the falling gradient
+    size = w.shape[-1]
     for _ in range(SWEEPS):
-        for f in range(w.shape[-1]):
-            best = (chosen[..., f] + slope[..., f] / (gram[:, f, f, None] * scales[..., f])).round()
-            best = torch.minimum(torch.maximum(best, low[..., f]), high[..., f])
-            moved = (best - chosen[..., f]) * scales[..., f]
-            slope -= moved[..., None] * gram[:, f, None, :]
-            chosen[..., f] = best
+        for start in range(0, size, BLOCK):
+            block = slice(start, min(start + BLOCK, size))
+            moved = _sweep_(*(x[..., block] for x in (chosen, slope, scales, low, high)), gram[:, block, block])
+            slope -= moved @ gram[:, block]
     return chosen - nearest
+
+
+def _sweep_(chosen: Tensor, slope: Tensor, scales: Tensor, low: Tensor, high: Tensor, gram: Tensor) -> Tensor:
+    """The best integer of each of a few features in turn, written into `chosen`; returns what the weights moved by."""
+    slope, moved = slope.clone(), torch.zeros_like(slope)
+    for f in range(gram.shape[-1]):
+        best = (chosen[..., f] + slope[..., f] / (gram[:, f, f, None] * scales[..., f])).round()
+        best = torch.minimum(torch.maximum(best, low[..., f]), high[..., f])
+        moved[..., f] = (best - chosen[..., f]) * scales[..., f]
+        slope -= moved[..., f, None] * gram[:, f, None, :]
+        chosen[..., f] = best
+    return moved

@@ -81,7 +81,7 @@ def with_steps(scale: WeightScale, steps: Tensor) -> WeightScale:
     """The same with rounding that differs from the nearest by `steps`, -1, 0 or 1, in the weight's shape."""
     if not steps.any():
         return replace(scale, steps="")
-    packed = zlib.compress(steps.to(torch.int8).contiguous().numpy().tobytes(), 9)
+    packed = zlib.compress(steps.to(torch.int8).contiguous().numpy().tobytes())
     return replace(scale, steps=base64.b64encode(packed).decode())
 
 
