@@ -156,7 +156,7 @@ def run(name: str, cache: Path, work: Path, pythons: Mapping[str, Path | None], 
         found |= {"bytes": size_bytes(folder), "quality": loaded.quality(served)}
         found |= divergence(name, exact, predict(served, judged, batch_size=50))
         write_json(work / cell.key / "cell.json", found)
-        print(name, cell, found, flush=True)
+        print(name, cell.key, found, flush=True)
 
 
 def timed(work: Path) -> None:

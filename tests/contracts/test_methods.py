@@ -73,6 +73,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "int8 weights": lambda: tt.WeightOnly("int8"),
     "int4 weights in groups, with zeros": lambda: tt.WeightOnly("int4", group_size=8, symmetric=False),
     "int4 weights by gptq": lambda: tt.WeightOnly("int4", rounding="gptq", samples=64),
+    "int4 and int8 weights": lambda: tt.WeightOnly("int4", most_error=0.02),
     "nf4 weights": lambda: tt.WeightOnly("nf4"),
     "fp8 weights": lambda: tt.WeightOnly("fp8"),
     "fp16 weights": lambda: tt.WeightOnly("fp16"),

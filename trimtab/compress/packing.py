@@ -40,6 +40,11 @@ class PackedWeight:
     symmetric: bool
     activations: Literal["float", "dynamic"]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its codes alone."""
+        return math.ceil(math.prod(self.shape) * BITS[self.precision] / 8)
+
 
 @dataclass(frozen=True)
 class PackPlan:
@@ -58,7 +63,7 @@ class PackPlan:
                 "group": weight.group_size,
                 "symmetric": weight.symmetric,
                 "activations": weight.activations,
-                "bytes": math.ceil(math.prod(weight.shape) * BITS[weight.precision] / 8),
+                "bytes": weight.num_bytes,
             }
             for weight in self.weights
         ]
@@ -162,6 +167,12 @@ def values_of(packed: Packed, precision: str) -> Tensor:
     grouped = packed.codes.reshape(len(packed.codes), packed.scales.shape[1], -1)
     zeros = None if packed.zeros is None else packed.zeros[:, :, None]
     return decode(grouped, packed.scales[:, :, None], zeros, precision).flatten(1)
+
+
+def rounded(layer: Layer, how: PackedWeight, weight: Tensor) -> Tensor:
+    """The weight as it comes out of its bytes, rounded to nearest."""
+    values = values_of(packed_nearest(layer, weight, how), how.precision)
+    return layer.weight_of(values.reshape(layer.matrix(weight).shape), weight.shape)
 
 
 def require_same_layers(graph: GraphModule, plan: PackPlan) -> dict[str, Layer]:

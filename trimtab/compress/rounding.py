@@ -173,17 +173,18 @@ def best_steps(w: Tensor, nearest: Tensor, scales: Tensor, cross: Tensor, gram: 
     for _ in range(SWEEPS):
         for start in range(0, size, BLOCK):
             block = slice(start, min(start + BLOCK, size))
-            moved = _sweep_(*(x[..., block] for x in (chosen, slope, scales, low, high)), gram[:, block, block])
+            ends = low[..., block], high[..., block]
+            moved = _sweep_(chosen[..., block], slope[..., block], scales[..., block], ends, gram[:, block, block])
             slope -= moved @ gram[:, block]
     return chosen - nearest
 
 
-def _sweep_(chosen: Tensor, slope: Tensor, scales: Tensor, low: Tensor, high: Tensor, gram: Tensor) -> Tensor:
+def _sweep_(chosen: Tensor, slope: Tensor, scales: Tensor, ends: tuple[Tensor, Tensor], gram: Tensor) -> Tensor:
     """The best integer of each of a few features in turn, written into `chosen`; returns what the weights moved by."""
     slope, moved = slope.clone(), torch.zeros_like(slope)
     for f in range(gram.shape[-1]):
         best = (chosen[..., f] + slope[..., f] / (gram[:, f, f, None] * scales[..., f])).round()
-        best = torch.minimum(torch.maximum(best, low[..., f]), high[..., f])
+        best = torch.minimum(torch.maximum(best, ends[0][..., f]), ends[1][..., f])
         moved[..., f] = (best - chosen[..., f]) * scales[..., f]
         slope -= moved[..., f, None] * gram[:, f, None, :]
         chosen[..., f] = best

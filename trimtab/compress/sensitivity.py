@@ -11,6 +11,7 @@ of keeping, another plan.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from trimtab.compress.scales import ActivationScale, BiasShift, WeightScale, lev
 from trimtab.core import Split
 from trimtab.graph.cost import macs_of_nodes
 
+# By name of a node: what is made of the value that it gives. Of a layer, of its arguments, and its own outputs.
+Change = Mapping[str, Callable[[Tensor], Tensor]]
 NUM_JUDGED, NUM_PROBED, NUM_DRAWS, BATCH = 64, 16, 2, 8
 
 
@@ -79,24 +82,61 @@ def sensitivities(
         biases: what is added to their biases.
         data: samples; a few of them are used.
     """
+    sources = {scale.node: scale for scale in activations}
+    shifts = {shift.layer: shift.values for shift in biases}
+    nodes = {node.name: node for node in graph.graph.nodes}
+    changes = {w.layer: (_rounding(nodes[w.layer], w, sources, shifts.get(w.layer)),) for w in weights}
+    found = [Sensitivity(name, error) for name, (error,) in moved_by(graph, changes, data).items()]
+    return tuple(sorted(found, key=lambda one: -one.error))
+
+
+def _rounding(
+    node: Node, weight: WeightScale, sources: Mapping[str, ActivationScale], shift: tuple[float, ...] | None
+) -> Change:
+    """What quantizing a layer changes: its weight, what goes in if that is quantized, its outputs by its bias."""
+    x, read = node.args[:2]
+    assert isinstance(read, Node)
+
+    def rounded(value: Tensor) -> Tensor:
+        integers, scales = levels(value, weight)
+        return integers * scales
+
+    change: dict[str, Callable[[Tensor], Tensor]] = {read.name: rounded}
+    if isinstance(x, Node) and (scale := sources.get(x.name)):
+        change[x.name] = lambda value: simulated(value, scale)
+    if shift is not None:
+        last = node.target == torch.ops.aten.linear.default
+        change[node.name] = lambda value: (
+            value + torch.tensor(shift).reshape(-1, *[1] * (0 if last else value.ndim - 2))
+        )
+    return change
+
+
+def moved_by(graph: GraphModule, changes: Mapping[str, Sequence[Change]], data: Split) -> dict[str, tuple[float, ...]]:
+    """How far the outputs move with each change of each layer alone, as a share of how they vary; to first order.
+
+    Args:
+        graph: in eval mode, not quantized.
+        changes: layer -> what may be done to it.
+        data: samples; a few of them are used.
+    """
     few = data.batch(torch.linspace(0, len(data) - 1, min(len(data), NUM_PROBED)).long())
     generator = torch.Generator().manual_seed(0)
-    squares = {scale.layer: 0.0 for scale in weights}
+    squares = {name: [0.0] * len(each) for name, each in changes.items()}
     spread = _Spread()
     for batch in batches(few, BATCH):
-        probe = _Probe(graph, activations, weights, biases)
+        probe = _Probe(graph, changes)
         with torch.enable_grad():
             outputs = probe.run(*(x.clone() for x in batch.inputs))
         spread.add_(outputs.detach().double())
-        names = list(probe.outputs)
         for _ in range(NUM_DRAWS):
             signs = torch.randint(2, outputs.shape, generator=generator).to(outputs.dtype) * 2 - 1
             grads = torch.autograd.grad((outputs * signs).sum(), list(probe.outputs.values()), retain_graph=True)
-            for name, grad in zip(names, grads, strict=True):
-                moved = (grad * probe.errors[name]).flatten(1).sum(1).double()
-                squares[name] += float(moved.square().sum()) / NUM_DRAWS
-    found = [Sensitivity(name, total / spread.total()) for name, total in squares.items()]
-    return tuple(sorted(found, key=lambda one: -one.error))
+            for name, grad in zip(probe.outputs, grads, strict=True):
+                for place, error in enumerate(probe.errors[name]):
+                    moved = (grad * error).flatten(1).sum(1).double()
+                    squares[name][place] += float(moved.square().sum()) / NUM_DRAWS
+    return {name: tuple(total / spread.total() for total in totals) for name, totals in squares.items()}
 
 
 def order_to_keep(graph: GraphModule, found: tuple[Sensitivity, ...]) -> list[Sensitivity]:
@@ -121,39 +161,27 @@ def num_to_keep(order: list[Sensitivity], error: float, bound: float, *, more_th
 
 
 class _Probe(Interpreter):
-    """Runs the exact model and remembers each layer's outputs and the error that its own rounding makes of them."""
+    """Runs the exact model and remembers each layer's outputs, and the error that each change of it makes of them."""
 
-    def __init__(
-        self,
-        graph: GraphModule,
-        activations: tuple[ActivationScale, ...],
-        weights: tuple[WeightScale, ...],
-        biases: tuple[BiasShift, ...],
-    ) -> None:
+    def __init__(self, graph: GraphModule, changes: Mapping[str, Sequence[Change]]) -> None:
         super().__init__(graph)
-        self.activations = {scale.node: scale for scale in activations}
-        self.weights = {scale.layer: scale for scale in weights}
-        self.shifts = {shift.layer: shift.values for shift in biases}
+        self.changes = changes
         self.outputs: dict[str, Tensor] = {}
-        self.errors: dict[str, Tensor] = {}
+        self.errors: dict[str, list[Tensor]] = {}
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        if n.name not in self.weights:
+        if n.name not in self.changes:
             return value
         value = value if value.requires_grad else value.requires_grad_()
-        self.outputs[n.name], self.errors[n.name] = value, self._error(n, value)
+        self.outputs[n.name] = value
+        self.errors[n.name] = [self._changed(n, change) - value.detach() for change in self.changes[n.name]]
         return value.clone()  # the next operation may write into it
 
     @torch.no_grad()
-    def _error(self, n: Node, exact: Tensor) -> Tensor:
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        x, weight, *others = args
-        integers, scales = levels(weight, self.weights[n.name])
-        source = self.activations.get(n.args[0].name) if isinstance(n.args[0], Node) else None
-        rounded = simulated(x, source) if source else x
-        error = n.target(rounded, integers * scales, *others, **kwargs) - exact  # type: ignore[operator]
-        if n.name not in self.shifts:
-            return error
-        channel = error.ndim - 1 if n.target == torch.ops.aten.linear.default else error.ndim - weight.ndim + 1
-        return error + torch.tensor(self.shifts[n.name]).reshape(-1, *[1] * (error.ndim - channel - 1))
+    def _changed(self, n: Node, change: Change) -> Tensor:
+        held = {read: self.env[read] for read in n.all_input_nodes if read.name in change}
+        self.env |= {read: change[read.name](value) for read, value in held.items()}
+        outputs = super().run_node(n)
+        self.env |= held
+        return change[n.name](outputs) if n.name in change else outputs

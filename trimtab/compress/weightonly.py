@@ -10,12 +10,13 @@ by GPTQ one pass of the samples through both graphs and a Cholesky factorization
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch.fx import GraphModule
 
+from trimtab.compress.bits import fewest_bits
 from trimtab.compress.calibration import CONVOLUTIONS, LINEAR, MAX_FEATURES, PRODUCTS, Layer, batches, calibration
 from trimtab.compress.compensate import Walk, gather, solve, write_
 from trimtab.compress.gptq import gptq
@@ -36,6 +37,7 @@ from trimtab.core import Precision, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor
 from trimtab.graph.fold import fold_batchnorm
+from trimtab.graph.packed import BITS
 
 PRECISIONS: dict[str, Precision] = {"int4": "int4w", "nf4": "nf4w", "int8": "int8w", "fp8": "fp8", "fp16": "fp16"}
 GRIDS = ("int4", "nf4", "int8")  # formats with levels that GPTQ can aim at
@@ -53,6 +55,8 @@ class WeightOnly:
             every layer.
         symmetric: False gives every group of int4 a zero point: better, for half a byte to a byte more per group.
         rounding: "nearest", or "gptq", which needs data and loses less at 4 bits.
+        most_error: how far the outputs may move on `select`, as a share of their variance. Where 4 bits move them
+            further, the layers that cost most get 8 bits, and the plan says so (`bits.py`). None: all have 4.
 
     >>> WeightOnly("int4", group_size=32, rounding="gptq").name
     'int4w g32 by gptq'
@@ -63,6 +67,7 @@ class WeightOnly:
     group_size: int | None = None
     symmetric: bool = True
     rounding: Literal["nearest", "gptq"] = "nearest"
+    most_error: float | None = None
 
     def __post_init__(self) -> None:
         given = f"WeightOnly(format={self.format!r}, rounding={self.rounding!r})"
@@ -74,6 +79,11 @@ class WeightOnly:
             raise PlanError(f'{given}: GPTQ rounds to {list(GRIDS)}; take one of them, or rounding="nearest".')
         if not self.symmetric and self.format != "int4":
             raise PlanError(f"{given}: only int4 has zero points; leave symmetric=True.")
+        if self.most_error is not None and (BITS[PRECISIONS[self.format]] != 4 or not self.most_error > 0):
+            raise PlanError(
+                f"{given}: most_error={self.most_error} chooses between 4 and 8 bits: give it a share of the outputs' "
+                "variance, as 0.01, with the format int4 or nf4; or leave it out."
+            )
         if self.group_size is not None and (self.group_size < 2 or self.format in ("fp8", "fp16")):
             raise PlanError(
                 f"{given}: group_size={self.group_size} means nothing here; int4, nf4 and int8 take 2 or more, or None."
@@ -83,14 +93,15 @@ class WeightOnly:
     def name(self) -> str:
         group = f" g{self.group_size}" if self.group_size else ""
         zeros = "" if self.symmetric else " with zeros"
-        return f"{PRECISIONS[self.format]}{group}{zeros}" + (" by gptq" if self.rounding == "gptq" else "")
+        bound = f" within {self.most_error:g}" if self.most_error is not None else ""
+        return f"{PRECISIONS[self.format]}{group}{zeros}" + (" by gptq" if self.rounding == "gptq" else "") + bound
 
     def plan(self, graph: GraphModule, task: Task) -> PackPlan:
         """Choose which weights are packed, and how; the graph is not changed.
 
         Raises:
             PlanError: nothing can be packed, the graph is quantized already, a group size does not divide, a weight is
-                not finite float32, or GPTQ has too little data.
+                not finite float32, GPTQ has too little data, or 8 bits are not within `most_error`.
         """
         require_floats(graph, self.name)
         folded = fold_batchnorm(graph)
@@ -100,8 +111,17 @@ class WeightOnly:
         self._require_dividing(folded, layers)
         if self.rounding == "gptq":
             calibration(task, self.samples, purpose="GPTQ", instead=NO_DATA)
-        how = {"precision": PRECISIONS[self.format], "group_size": self.group_size, "symmetric": self.symmetric}
-        return PackPlan(tuple(planned(folded, layer, **how) for layer in layers), skipped)  # type: ignore[arg-type]
+        weights = [self._planned(folded, layer, PRECISIONS[self.format]) for layer in layers]
+        if self.most_error is None:
+            return PackPlan(tuple(weights), skipped)
+        wide = [self._planned(folded, layer, "int8w") for layer in layers]
+        choices = list(zip(weights, wide, strict=True))
+        plan = fewest_bits(folded, layers, choices, data=task.select, most_error=self.most_error)
+        return replace(plan, skipped=(*skipped, *plan.skipped))
+
+    def _planned(self, graph: GraphModule, layer: Layer, precision: Precision) -> PackedWeight:
+        symmetric = self.symmetric or precision != "int4w"
+        return planned(graph, layer, precision=precision, group_size=self.group_size, symmetric=symmetric)
 
     def apply(self, graph: GraphModule, plan: PackPlan, tools: Tools) -> GraphModule:
         """A copy with packed weights where the plan says, in eval mode for good.
