@@ -199,6 +199,22 @@ def test_every_observer_gives_a_plan_that_stays_close(observer: Observer, name: 
         assert (255 - scale.zero_point) * scale.scale <= scale.high + scale.scale
 
 
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_symmetric_activations_have_their_zero_in_the_middle_or_at_the_end(observer: Observer) -> None:
+    module, x = net("conv")
+    graph, task = capture(module, (x,)), task_of(x)
+    method = Quantize(samples=64, observer=observer, symmetric=True)
+    plan = method.plan(graph, task)
+    assert {scale.zero_point for scale in plan.activations} == {0, 128}
+    for scale in plan.activations:
+        largest = max(-scale.low, scale.high)
+        assert scale.zero_point == (128 if scale.low < 0 else 0)
+        assert scale.scale * (255 - scale.zero_point) <= largest * 1.0001
+    data = task.select.inputs[0]
+    want = module(data)
+    assert ((method.apply(graph, plan, Tools())(data) - want).norm() / want.norm()).item() < 0.1
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_weights_have_the_bits_that_were_asked_for(bits: int) -> None:
     module, x = net("mlp")

@@ -22,15 +22,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from trimtab.compress.calibration import CONVOLUTIONS, LINEAR, Layer, layer_of, watch_outputs
+from trimtab.compress.ops import ADDS, AVERAGES, LIMITED, MAX_POOLS, RELUS
 from trimtab.core import Split
 from trimtab.graph.calls import arguments
 from trimtab.graph.capture import get_tensor, set_tensor_
 
 aten = torch.ops.aten
-RELUS = (aten.relu.default, aten.relu_.default)
-LIMITED = (aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default)
-ADDS = (aten.add.Tensor, aten.add_.Tensor)
-POOLS = (aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default)
 # A channel that hardly speaks is not made louder than this.
 MOST = 64.0
 # At this share of ReLU6's limit a channel counts as reaching it; others get no nearer than ROOM of it, as samples that
@@ -239,7 +236,7 @@ def _dim_after(node: Node, dim: int) -> int | None:
     if not isinstance(x, Node):
         return None
     shape = x.meta["val"].shape if isinstance(x.meta.get("val"), Tensor) else ()
-    if node.target in POOLS:
+    if node.target in (*MAX_POOLS, *AVERAGES):
         return dim if dim == len(shape) - 3 else None
     if node.target == aten.mean.dim:
         given = arguments(node)

@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 from trimtab.compress.calibration import batches, calibration, require_fitting, watch_outputs
 from trimtab.compress.equalize import Factors, equalized, find_factors
 from trimtab.compress.observers import OBSERVERS, Observer, affine, extremes
+from trimtab.compress.ops import ADDS, AVERAGES, LIMITED, MAX_POOLS, RELUS
 from trimtab.compress.rounding import refine
 from trimtab.compress.scales import ActivationScale, BiasShift, WeightScale, fits, levels, top
 from trimtab.compress.sensitivity import Sensitivity, num_to_keep, order_to_keep, relative_error, sensitivities
@@ -36,10 +37,10 @@ integer = torch.ops.quantized_decomposed
 aten = torch.ops.aten
 LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
 # Fused into the layer before them: no rounding between the two.
-CLAMPS = (aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.relu6.default)
+CLAMPS = (*RELUS, *LIMITED)
 # Run on integers as they are: what goes in and what comes out share one scale.
 SAME_SCALE = (
-    aten.max_pool2d.default,
+    *MAX_POOLS,
     aten.flatten.using_ints,
     aten.view.default,
     aten.reshape.default,
@@ -47,8 +48,7 @@ SAME_SCALE = (
     aten.transpose.int,
 )
 # Run on integers with a scale on each side.
-POOLS = (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim)
-ADDS = (aten.add.Tensor, aten.add_.Tensor)
+MEANS = (*AVERAGES, aten.mean.dim)
 KEPT_VALUES = 1 << 15
 Rounding = Literal["nearest", "learned"]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "learned")
@@ -98,6 +98,8 @@ class Quantize:
         most_error: how far the outputs may move on `select`, as a share of their variance. Where int8 moves them
             further, the layers that cost most stay in floating point, and the plan says so (`sensitivity.py`). None:
             it is not measured.
+        symmetric: give activations with negative values the zero point 128, and the others 0, for runtimes and NPUs
+            that have no other. It costs up to half of the levels where values lie to one side.
         rounding: "nearest", or "learned": up or down as it suits the layer's outputs (`rounding.py`).
     """
 
@@ -109,6 +111,7 @@ class Quantize:
     equalize: bool = False
     most_error: float | None = 0.25
     granularity: Granularity = "channel"
+    symmetric: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (("observer", OBSERVERS), ("rounding", ROUNDINGS), ("granularity", GRANULARITIES)):
@@ -160,7 +163,7 @@ class Quantize:
             scales[node] = (
                 ActivationScale(node.name, *_fields(scales[source]))
                 if source
-                else _activation(node.name, seen[node], self.observer)
+                else _activation(node.name, seen[node], self.observer, symmetric=self.symmetric)
             )
         bits = self.weight_bits or usable_bits()
         weights = tuple(_weight(folded, layer, bits, self.granularity) for layer in layers)
@@ -280,7 +283,7 @@ def _points(layers: list[Node]) -> tuple[list[Node], dict[Node, Node]]:
         if maker.target in SAME_SCALE and maker is value:
             ties[value] = maker.args[0]  # type: ignore[assignment]
             stack.append(maker.args[0])
-        elif maker.target in POOLS:
+        elif maker.target in MEANS:
             stack.append(maker.args[0])
         elif maker.target in ADDS:
             stack += maker.args[:2]
@@ -305,8 +308,8 @@ def _fields(scale: ActivationScale) -> tuple[float, int, float, float]:
     return scale.scale, scale.zero_point, scale.low, scale.high
 
 
-def _activation(name: str, values: Tensor, observer: Observer) -> ActivationScale:
-    """The affine scale of the range that the observer chooses."""
+def _activation(name: str, values: Tensor, observer: Observer, *, symmetric: bool) -> ActivationScale:
+    """The affine scale of the range that the observer chooses; with zero in the middle if it has to be."""
     if not values.isfinite().all():
         raise PlanError(
             f"Calibration found NaN or infinity in the value {name!r}. Check the weights and the calibration data."
@@ -317,6 +320,9 @@ def _activation(name: str, values: Tensor, observer: Observer) -> ActivationScal
             f"Calibration found only zeros in the value {name!r}, so it has no range. "
             "Use calibration data that is not constant, or leave the layers that read it out of the model."
         )
+    if symmetric and low < 0:
+        _, largest = OBSERVERS[observer](torch.cat([values, -values]))
+        return ActivationScale(name, largest / 127, 128, low, high)
     return ActivationScale(name, *affine(*OBSERVERS[observer](values)), low, high)
 
 
