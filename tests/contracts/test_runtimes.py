@@ -71,6 +71,7 @@ ROWS = [
     pytest.param(("inductor", "fp32", "two"), marks=slow),
     pytest.param(("inductor", "bf16", "resnet"), marks=slow),
     pytest.param(("inductor", "int8", "quantized"), marks=slow),
+    pytest.param(("inductor", "int8w", "conv"), marks=slow),
 ]
 
 

@@ -78,6 +78,7 @@ def test_a_layer_that_inductor_does_not_recognise_behind_a_reshape_is_listed(tmp
         ("openvino", WeightOnly("int4", group_size=16, symmetric=False), {"FullyConnected": 2}),
         pytest.param("openvino", WeightOnly("int8"), {"FullyConnected": 2}, marks=pytest.mark.slow),
         ("eager", WeightOnly("int4"), {"unpack + layer": 2}),
+        pytest.param("inductor", WeightOnly("int8", group_size=16), {"dequantize + layer": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_linear_layers_read_packed_weights(

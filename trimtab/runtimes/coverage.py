@@ -36,8 +36,9 @@ INTEGER_KERNELS = (
 FLOAT_KERNELS = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 MOVES = ("Reshape", "Transpose", "ReorderInput")
 FLOATS = ("f32", "f16", "bf16", "undefined", "")
-# inductor: calls of oneDNN's integer kernels, and those of floating layers.
+# inductor: calls of oneDNN's integer kernels, int8 weights that were not folded, and calls of floating layers.
 QUANTIZED_CALL = re.compile(r"aoti_torch_cpu__(q(?:conv|conv2d|linear)_pointwise\w*)\(")
+INT8_CONSTANT = re.compile(r"constants_info_\[\d+\]\.dtype = cached_torch_dtype_int8;")
 FLOAT_CALL = re.compile(
     r"aoti_torch_cpu_(mkldnn__convolution_pointwise\w*|convolution|_linear_pointwise\w*|_mkl_linear|addmm_out|mm_out)\("
 )
@@ -172,6 +173,10 @@ def _in_inductor(folder: Path, precision: Precision) -> Found:
 
     with zipfile.ZipFile(folder / FILE) as package:
         code = "".join(package.read(name).decode() for name in package.namelist() if name.endswith(".cpp"))
+    if precision in PACKED:  # int8 weights that are still there are made floats of just before their layers
+        packed = len(INT8_CONSTANT.findall(code))
+        rest = FLOAT_CALL.findall(code)[packed:]
+        return [("dequantize + layer", "", True)] * packed + [(call, "", False) for call in rest]
     return [
         (call, "", counts)
         for pattern, counts in ((QUANTIZED_CALL, True), (FLOAT_CALL, False))

@@ -12,7 +12,7 @@ FORMATS: dict[Precision, tuple[str, ...]] = {
     "bf16": ("eager", "inductor", "openvino"),
     "int8": ("inductor", "onnxruntime", "openvino"),
     "int8d": ("onnxruntime",),
-    "int8w": ("eager", "onnxruntime", "openvino"),
+    "int8w": ("eager", "inductor", "onnxruntime", "openvino"),
     "int4w": ("eager", "onnxruntime", "openvino"),
     "nf4w": ("eager", "onnxruntime", "openvino"),
     "fp8": ("eager", "onnxruntime", "openvino"),
@@ -25,14 +25,18 @@ WHY: dict[tuple[str, Precision], str] = {
     ("openvino", "int8d"): "it reads no dynamic ranges from a file; it finds them by itself for int8w and int4w",
     ("inductor", "int8d"): "its compiler has no form for ranges found at run time that it takes ahead of time",
 }
-WHY |= {("inductor", precision): "its compiler folds packed weights back into fp32" for precision in PACKED}
+WHY |= {
+    ("inductor", precision): "its compiler folds such weights back into fp32; it leaves int8w alone"
+    for precision in PACKED
+    if precision != "int8w"
+}
 
 
 def precisions_of(runtime: str) -> tuple[Precision, ...]:
     """What a runtime has in general.
 
     >>> precisions_of("inductor")
-    ('fp32', 'bf16', 'int8')
+    ('fp32', 'bf16', 'int8', 'int8w')
     """
     return tuple(precision for precision, runtimes in FORMATS.items() if runtime in runtimes)
 

@@ -24,6 +24,7 @@ from trimtab.runtimes.base import (
     write_signature,
 )
 from trimtab.runtimes.formats import precisions_of
+from trimtab.runtimes.inductorpacked import dequantized
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -62,6 +63,7 @@ class Inductor:
 
         require_usable(self, graph, precision)
         served = cast(graph, torch.bfloat16) if precision == "bf16" else graph
+        served = dequantized(graph) if precision == "int8w" else served
         settings = {"freezing": True, "cpp.threads": threads}
         # Freezing is skipped without a word where gradients are on.
         with exporting(self.name), torch.no_grad(), num_threads(threads):
