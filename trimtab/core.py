@@ -162,6 +162,8 @@ class Task:
     further ones that a goal's bounds may name, and so are `slices`: name -> ((inputs, targets) -> which samples, [N]).
     `weigh` is for a loss that is a mean over something else than the samples, e.g. over tokens that are no padding:
     (targets) -> how many; with it, a batch in parts (`Fit.accumulate`) gives the gradient of the whole.
+    `show` is for the report: one sample's inputs, without the batch dim -> text, a picture [1 or 3, H, W], or a sound
+    ([T], samples a second). Pictures that go in as they are need none.
     """
 
     name: str
@@ -176,6 +178,7 @@ class Task:
     metrics: tuple[Metric, ...] = ()
     slices: Mapping[str, Slice] = field(default_factory=dict)
     weigh: Callable[[Tensor], Any] = len
+    show: Callable[[tuple[Tensor, ...]], Any] | None = None
 
     @classmethod
     def of(cls, name: str, *, train: Pair, select: Pair, verify: Pair, **settings: Any) -> Task:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import cattrs
+from torch.fx import GraphModule
 
 from trimtab.artifact import BUNDLE, Parts, save_artifact, save_bundle
 from trimtab.attempt import Job, Tried, exported
-from trimtab.compress.build import Built
+from trimtab.attribute import attribution, timeline
+from trimtab.compress.build import Built, key
 from trimtab.core import Recipe, Trial
 from trimtab.files import read_json, write_atomic
+from trimtab.graph.save import load_graph
 from trimtab.measure.quality import graded, held_against
 from trimtab.measure.verdict import judge
 from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE, Contender, Story, assemble, steps
@@ -58,7 +61,7 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> dic
         for role, trial in picked.items()
     ]
     story = _story(job, free, ended, choice)
-    return assemble(story, contenders, verdict, inputs=arrays(split)[0], targets=split.targets.numpy())
+    return assemble(story, contenders, verdict, split=split)
 
 
 def _picked(job: Job, free: list[Trial], choice: Trial) -> dict[str, Trial]:
@@ -90,7 +93,21 @@ def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> St
         folder=str(job.held.folder),
         recipe=tuple({"method": s.method, "settings": s.settings} for s in (tried.stages if tried else ())),
         data=read_json(job.held.folder / IDENTITY_FILE)["data"],
+        attribution={**_attribution(job, tried, choice), "timeline": timeline(job.held.folder / LOG_FILE)},
     )
+
+
+def _attribution(job: Job, tried: Tried | None, choice: Trial) -> dict[str, Any]:
+    """What each step did to each layer; empty if the choice is the original."""
+    if tried is None or not tried.stages:
+        return {}
+    methods = tried.recipe.methods
+
+    def before(place: int) -> GraphModule:
+        folder = f"built/{key(Recipe(methods[:place]))}" if place else "original"
+        return load_graph(job.held.folder / folder)
+
+    return attribution(tried.recipe, tried.stages, exported(job, choice), job.task, before)
 
 
 def _of(ended: list[Tried], choice: Trial) -> Tried | None:

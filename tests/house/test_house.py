@@ -32,7 +32,7 @@ ORDER = [
     ["artifact"],
     ["search", "diagnose"],
     ["report"],
-    ["attempt", "teach"],
+    ["attempt", "attribute", "teach"],
     ["prove"],
     ["pipeline", "recheck"],
     ["cli"],

@@ -136,6 +136,55 @@ def test_plot_follows_the_theme_while_the_page_is_open(browser: webdriver.Chrome
     assert browser.execute_script(colour) != before
 
 
+def test_every_figure_is_drawn(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    path = tmp_path / "figures.html"
+    path.write_text(page(sample.evidence()), encoding="utf-8")
+    show(browser, path, "light")
+    drawn = {
+        name: len(browser.find_elements("css selector", f"#{name} .points > *, #{name} .point"))
+        for name in ("waterfall-metric", "waterfall-latency", "sensitivity-bars", "staircase-plot", "timeline-plot")
+    }
+    evidence = sample.evidence()
+    assert drawn["waterfall-metric"] >= len(evidence["steps"]) <= drawn["waterfall-latency"]
+    assert drawn["sensitivity-bars"] >= len(evidence["sensitivity"])
+    assert drawn["timeline-plot"] >= len(evidence["timeline"])
+    assert drawn["staircase-plot"] > 0
+    assert browser.get_log("browser") == []
+
+
+def test_hundreds_of_candidates_are_drawn_and_a_click_goes_to_the_row(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    evidence = sample.many(500)
+    path = tmp_path / "many.html"
+    path.write_text(page(evidence), encoding="utf-8")
+    show(browser, path, "light")
+    assert len(browser.find_elements("css selector", "#tradeoff .scatterlayer .point")) == 500
+    row = browser.find_element("id", "candidate-7")
+    assert not row.is_displayed()
+    browser.execute_script(
+        "document.getElementById('tradeoff').emit('plotly_click', { points: [{ id: 'candidate-7' }] })"
+    )
+    assert row.is_displayed()
+    assert browser.execute_script("return document.activeElement.id") == "candidate-7"
+    assert "picked" in str(row.get_attribute("class"))
+
+
+def test_it_prints_whole_and_in_the_colours_of_paper(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    path = tmp_path / "print.html"
+    path.write_text(page(sample.evidence()), encoding="utf-8")
+    show(browser, path, "dark")
+    browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    ink = browser.execute_script("return getComputedStyle(document.documentElement).getPropertyValue('--ink')")
+    assert ink.strip() == "#1a1f26"
+    assert browser.find_element("id", "candidate-7").is_displayed()
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})["data"]
+    path.with_suffix(".pdf").write_bytes(base64.b64decode(printed))
+    assert base64.b64decode(printed)[:5] == b"%PDF-"
+    browser.execute_script("window.dispatchEvent(new Event('afterprint'))")
+    assert browser.execute_script("return document.documentElement.className") == ""
+
+
 def test_every_candidate_can_be_reached_by_keyboard(browser: webdriver.Chrome, tmp_path: Path) -> None:
     path = tmp_path / "keys.html"
     path.write_text(page(sample.evidence()), encoding="utf-8")

@@ -12,9 +12,24 @@ import pytest
 import torch
 from PIL import Image
 
-from trimtab.core import Drop, Goal, Held, Measurement, Metric, Precision, Ratio, Skip, Target, Task, Trial, Verdict
+from trimtab.core import (
+    Drop,
+    Goal,
+    Held,
+    Measurement,
+    Metric,
+    Precision,
+    Ratio,
+    Skip,
+    Split,
+    Target,
+    Task,
+    Trial,
+    Verdict,
+)  # fmt: skip
 from trimtab.measure.speed import Timing
-from trimtab.report.evidence import NUM_EXAMPLES, Contender, Story, assemble, steps
+from trimtab.report.evidence import Contender, Story, assemble, steps
+from trimtab.report.shown import NUM_EXAMPLES
 
 DROP = Drop(0.8, 0.7, -0.1, -0.2, 0.05, 0.15, 60, 0.95, "exact")
 NUM = 60
@@ -58,12 +73,16 @@ def contender(role: str, changed: list[int], *, gain: Ratio | None = None) -> Co
     )
 
 
+def as_split(inputs: np.ndarray) -> Split:
+    return Split((torch.from_numpy(inputs),), torch.from_numpy(pictures()[1]))
+
+
 def evidence(job: Task, *, inputs: np.ndarray, story: Story | None = None) -> dict:
     told = story or Story(job, Target(), Goal(), (trial("original", "eager", 2.0),), (), (Skip("a", "b"),), "cmd", "r")
     verdict = Verdict("PASS", "it holds", DROP, Ratio(2.0, 1.9, 2.1, 24))
     chosen = contender("chosen", [4, 50, 51], gain=verdict.gain)
     trio = [contender("reference", [4]), contender("best_free", [4]), chosen]
-    return assemble(told, trio, verdict, inputs=inputs, targets=pictures()[1])
+    return assemble(told, trio, verdict, split=as_split(inputs))
 
 
 def test_it_is_plain_json() -> None:
@@ -131,12 +150,16 @@ def test_what_is_no_picture_is_not_shown_as_one(shape: tuple[int, ...]) -> None:
     assert evidence(task(), inputs=np.zeros(shape, "float32"))["examples"] == []
 
 
-def test_without_class_names_or_classes_no_picture_is_labelled() -> None:
-    assert evidence(task(labels=()), inputs=pictures()[0])["examples"] == []
+def test_without_class_names_pictures_have_their_scores() -> None:
     error = Metric("negative error", lambda out, y: -(out[:, 0] - y).abs())
     job = task(labels=(), loss=torch.nn.functional.mse_loss, metric=error)
     found = evidence(job, inputs=pictures()[0])
-    assert (found["examples"], found["task"]["binary"]) == ([], False)
+    shown = found["examples"]
+    assert [(one["label"], one["before"], one["after"], one["worse"]) for one in shown[:2]] == [
+        ("", "negative error 1.000", "negative error 0.000", True)
+    ] * 2
+    assert all(one["before"] == one["after"] for one in shown[2:])
+    assert found["task"]["binary"] is False
 
 
 def test_constant_pictures_do_not_divide_by_zero() -> None:
@@ -166,7 +189,7 @@ def test_bounds_have_the_estimates_of_select_and_verify() -> None:
     own = replace(trial("int8", "eager", 1.0), candidate="the chosen", select=select[0], also=select[1:])
     story = Story(task(), Target(), Goal(), (own,), (), (), "cmd", "r")
     trio = [contender(role, []) for role in ("reference", "best_free", "chosen")]
-    found = assemble(story, trio, verdict, inputs=pictures()[0], targets=pictures()[1])["bounds"]
+    found = assemble(story, trio, verdict, split=as_split(pictures()[0]))["bounds"]
     assert [(one["what"], one["word"]) for one in found] == [("accuracy", "FAIL"), ("accuracy of night", "PASS")]
     assert [one["select"]["candidate"] for one in found] == [0.75, 0.65]
     assert [one["verify"]["candidate"] for one in found] == [0.7, 0.7]

@@ -80,7 +80,8 @@ def nasty(value: Any) -> Any:
 
 def test_every_text_is_escaped() -> None:
     evidence = sample.evidence()
-    for key in ("examples", "skipped", "steps", "machine", "versions", "paths", "reproduce"):
+    evidence["coverage"]["layers"][0] |= {"layer": NASTY, "why": NASTY}
+    for key in ("examples", "skipped", "steps", "machine", "versions", "paths", "reproduce", "layers", "sensitivity"):
         evidence[key] = nasty(evidence[key])
     evidence["task"] |= {"name": NASTY, "metric": NASTY}
     evidence["trials"][0]["candidate"] = evidence["rows"][2]["name"] = evidence["verdict"]["reason"] = NASTY
@@ -103,8 +104,8 @@ def test_inline_data_is_json_that_survives() -> None:
 
 def test_changed_examples_come_first_and_are_marked_in_words() -> None:
     found = outline(page(sample.evidence()))
-    kinds = [attrs["class"] for tag, attrs in found.tags if tag == "li" and attrs.get("class")]
-    assert [str(kind).split()[0] for kind in kinds] == ["changed"] * 7 + ["same"] * 17
+    kinds = [str(attrs["class"]).split()[0] for tag, attrs in found.tags if tag == "li" and attrs.get("class")]
+    assert [kind for kind in kinds if kind not in ("int8", "float")] == ["changed"] * 7 + ["same"] * 17
     assert found.text.count("now right") == 4
     assert found.text.count("now wrong") == 2
     assert found.text.count("still wrong") == 1
@@ -125,7 +126,10 @@ def test_failed_verdict_says_slower() -> None:
     assert "1.20× slower than the best free baseline" in text
 
 
-@pytest.mark.parametrize("part", ["examples", "steps", "skipped", "trials", "latency_samples"])
+@pytest.mark.parametrize(
+    "part",
+    ["examples", "steps", "skipped", "trials", "latency_samples", "layers", "sensitivity", "staircase", "timeline"],
+)
 def test_empty_parts_are_left_out(part: str) -> None:
     evidence = sample.evidence()
     whole = page(evidence)
@@ -135,11 +139,55 @@ def test_empty_parts_are_left_out(part: str) -> None:
     assert shorter.count("<section") < whole.count("<section")
 
 
+def test_evidence_of_before_has_a_page_too() -> None:
+    evidence = sample.evidence()
+    for part in ("layers", "coverage", "sensitivity", "staircase", "timeline"):
+        del evidence[part]
+    assert "Result" in outline(page(evidence)).text
+
+
+def test_steps_layers_and_coverage_are_told_in_words_too() -> None:
+    found = outline(page(sample.evidence()))
+    labels = {attrs["id"]: attrs["aria-label"] for _, attrs in found.tags if attrs.get("role") == "img"}
+    assert "prune .5 84.2 %, 0.352 ms" in str(labels["waterfall-metric"])
+    assert str(labels["sensitivity-bars"]).endswith("most: linear, 0.11")
+    assert "timing trials" in str(labels["timeline-plot"])
+    assert all(labels.values())
+    squares = [attrs for tag, attrs in found.tags if tag == "li" and attrs.get("tabindex") == "0"]
+    assert [attrs["class"] for attrs in squares] == ["float", *["int8"] * 13, "float"]
+    assert squares[0]["title"] == "conv2d: in floating point (alone this layer moves the outputs by 0.11)"
+    assert "64 to 32 channels" in found.text
+
+
+def test_text_and_sound_are_shown_as_such_with_what_became_of_the_score() -> None:
+    html = page(sample.spoken())
+    found = outline(html)
+    assert "the cat sat on <the> mat" in found.text
+    assert "BLEU 0.8300 \N{RIGHTWARDS ARROW} BLEU 0.4100" in found.text
+    kinds = [str(attrs["class"]) for tag, attrs in found.tags if tag == "li" and attrs.get("class")]
+    assert [kind for kind in kinds if kind not in ("int8", "float")] == ["changed broken"] * 2 + [
+        "changed mended",
+        "same",
+    ]
+    (sound,) = (attrs for tag, attrs in found.tags if tag == "audio")
+    assert str(sound["src"]).startswith("data:audio/wav;base64,")
+    assert sound["aria-label"]
+    assert "media-src data:" in html
+
+
+def test_each_point_leads_to_its_row() -> None:
+    html = page(sample.many(200))
+    data = json.loads(re.search(r'(?s)<script type="application/json" id="data">(.*?)</script>', html)[1])  # type: ignore[index]
+    ids = {attrs["id"] for _, attrs in outline(html).tags if "id" in attrs}
+    assert len(data["points"]) == 200
+    assert {point["row"] for point in data["points"]} <= ids
+
+
 def test_trial_without_latency_is_listed_but_not_drawn() -> None:
     evidence = sample.evidence()
     evidence["trials"][3]["measurements"] = []
     html = page(evidence)
-    assert html.count('"kind":') == 13
+    assert html.count('"row":') == 13
     assert "Show all 14" in html
 
 
@@ -163,7 +211,7 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_contrast_meets_wcag_aa(theme: int) -> None:
     css = resources.files("trimtab.report").joinpath("page.css").read_text()
-    block = re.findall(r"(?s):root \{(.*?)\}", css)[theme]
+    block = re.findall(r"(?s):root(?::not\(\.paper\))? \{(.*?)\}", css)[theme]
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", block))
     text = [(ink, ground) for ink in ("ink", "soft") for ground in ("page", "card", "faint")]
     text += [(word, f"{word}-soft") for word in ("pass", "fail", "open")]

@@ -22,6 +22,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from trimtab.graph.cost import for_one_sample, macs_of_nodes
 
 REPEATS, LEAST_SECONDS, MOST_SECONDS = 5, 0.5, 6.0
+PEAK_SECONDS = 0.3
 MATRIX, COPIED = 768, 1 << 24
 
 
@@ -131,8 +132,9 @@ def _since(began: float) -> float:
 
 
 def _best(call: Callable[[], Any]) -> float:
-    times = []
-    for _ in range(REPEATS):
+    times: list[float] = []
+    first = time.perf_counter()
+    while len(times) < REPEATS or _since(first) < PEAK_SECONDS:
         began = time.perf_counter()
         call()
         times.append(_since(began))

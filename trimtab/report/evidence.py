@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import cattrs
 import numpy as np
-from PIL import Image
 
-from trimtab.core import Goal, Measurement, Metric, Ratio, Skip, Target, Task, Trial, Verdict
+from trimtab.core import Goal, Measurement, Metric, Ratio, Skip, Split, Target, Task, Trial, Verdict
 from trimtab.measure import proportions
 from trimtab.measure.machine import stamp, versions
 from trimtab.measure.quality import Scores, value
 from trimtab.measure.speed import Timing
+from trimtab.report.shown import examples
 
 FORMAT = 1
-NUM_EXAMPLES = 48
 REFERENCE, BEST_FREE, CHOSEN = "reference", "best_free", "chosen"
 
 
@@ -40,7 +37,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Story:
-    """How the run came to its choice. recipe: method and settings of each step; data: the hash of the task's data."""
+    """How the run came to its choice. recipe: method and settings of each step; data: the hash of the task's data.
+
+    attribution: more parts of the evidence: `layers`, `coverage`, `sensitivity`, `staircase`, `timeline`.
+    """
 
     task: Task
     target: Target
@@ -52,19 +52,17 @@ class Story:
     folder: str
     recipe: tuple[Mapping[str, Any], ...] = ()
     data: str = ""
+    attribution: Mapping[str, Any] = field(default_factory=dict)
 
 
-def assemble(
-    story: Story, contenders: Sequence[Contender], verdict: Verdict, *, inputs: np.ndarray, targets: np.ndarray
-) -> dict[str, Any]:
+def assemble(story: Story, contenders: Sequence[Contender], verdict: Verdict, *, split: Split) -> dict[str, Any]:
     """The evidence of one run.
 
     Args:
         story: how it came to its choice.
         contenders: reference, best free, chosen.
         verdict: on the chosen one.
-        inputs: of the verify split's first input, [N, ...]; shown as pictures if they are some.
-        targets: of the verify split, [N, ...].
+        split: the verify split; some of its samples are shown with the answers before and after.
     """
     task = story.task
     by_role = {contender.role: contender for contender in contenders}
@@ -100,7 +98,13 @@ def assemble(
             contender.role: {name: own.tolist() for name, own in contender.scores.items() if name != task.metric.name}
             for contender in contenders
         },
-        "examples": _examples(task, by_role, inputs, targets),
+        "examples": examples(
+            task,
+            [by_role[role].answers for role in (REFERENCE, CHOSEN)],
+            [by_role[role].scores[task.metric.name] for role in (REFERENCE, CHOSEN)],
+            split,
+        ),
+        **story.attribution,
         "reproduce": {"command": story.command, "seed": task.fit.seed if task.fit else 0},
         "paths": {
             "artifact": f"{story.folder}/artifact",
@@ -146,36 +150,6 @@ def _row(contender: Contender, metric: Metric, verdict: Verdict) -> dict[str, An
         "others_cores": contender.others_cores,
         "more": {name: m for name, m in named.items() if name not in ("latency_ms", "size_bytes", "memory_bytes")},
     }
-
-
-def _examples(
-    task: Task, by_role: Mapping[str, Contender], inputs: np.ndarray, targets: np.ndarray
-) -> list[dict[str, str]]:
-    """Verify pictures with the answers before and after, changed ones first; empty if there are no class names."""
-    before, after = by_role[REFERENCE].answers, by_role[CHOSEN].answers
-    pictures = inputs.ndim == 4 and inputs.shape[1] in (1, 3)
-    if not pictures or not task.labels or before.ndim != 2 or before.shape[1] != len(task.labels):
-        return []
-    old, new = before.argmax(1), after.argmax(1)
-    order = np.argsort(old == new, kind="stable")[:NUM_EXAMPLES]
-    low, high = float(inputs.min()), float(inputs.max())
-    return [
-        {
-            "png": _png((inputs[at] - low) / max(high - low, 1e-9)),
-            "label": task.labels[int(targets[at])],
-            "before": task.labels[int(old[at])],
-            "after": task.labels[int(new[at])],
-        }
-        for at in order
-    ]
-
-
-def _png(picture: np.ndarray) -> str:
-    """[C, H, W] in 0 ... 1 -> base64 of a PNG."""
-    levels = (picture.transpose(1, 2, 0) * 255).round().astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels).save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()
 
 
 def steps(

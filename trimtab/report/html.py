@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from html import escape
 from importlib import resources
 from string import Template
@@ -13,9 +13,12 @@ import numpy as np
 
 from trimtab.measure.verdict import NOUN
 from trimtab.report import words
+from trimtab.report.examples import examples
+from trimtab.report.figures import coverage_map, layers, sensitivity, staircase, timeline, waterfall
+from trimtab.report.figures import plot_data as more_plot_data
+from trimtab.report.parts import Evidence, badge, section, small, table
 from trimtab.report.usage import usage
 
-Evidence = Mapping[str, Any]
 SERVING = {
     "throughput_per_s": "samples a second",
     "load_s": "loading, s",
@@ -41,9 +44,15 @@ def page(evidence: Evidence) -> str:
         _bounds,
         _tradeoff,
         _steps,
+        waterfall,
+        layers,
+        coverage_map,
+        sensitivity,
+        staircase,
         _spread,
-        _examples,
+        examples,
         _skipped,
+        timeline,
         _trials,
         _machine,
         _reproduce,
@@ -56,7 +65,7 @@ def page(evidence: Evidence) -> str:
         js=_part("page.js"),
         plotly=plotly,
         data=_inline_json(_plot_data(evidence)),
-        body="\n".join(filter(None, (section(evidence) for section in sections))),
+        body="\n".join(filter(None, (make(evidence) for make in sections))),
     )
 
 
@@ -68,41 +77,6 @@ def _inline_json(value: Any) -> str:
     """JSON that no text in it can break out of a script element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _section(name: str, title: str, content: str, note: str = "") -> str:
-    below = f'<p class="note">{escape(note)}</p>' if note else ""
-    return (
-        f'<section class="card" aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>{below}{content}</section>'
-    )
-
-
-def _table(headers: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], *, caption: str) -> str:
-    """A table that turns into a list of cards on a phone; cells are HTML, the first of a row is its header."""
-    head = "".join(f'<th scope="col" role="columnheader">{escape(header)}</th>' for header in headers)
-    body = "".join(f'<tr role="row" class="{css}">{_cells(headers, cells)}</tr>' for css, cells in rows)
-    return (
-        f'<table class="table" role="table" aria-label="{escape(caption)}"><thead role="rowgroup"><tr role="row">{head}'
-        f'</tr></thead><tbody role="rowgroup">{body}</tbody></table>'
-    )
-
-
-def _cells(headers: Sequence[str], cells: Sequence[str]) -> str:
-    first = f'<th scope="row" role="rowheader">{cells[0]}</th>'
-    rest = ""
-    for header, cell in zip(headers[1:], cells[1:], strict=True):
-        css = "" if cell else ' class="empty"'
-        label = escape(header.split(" (")[0])
-        rest += f'<td role="cell" data-label="{label}"{css}><div>{cell}</div></td>'
-    return first + rest
-
-
-def _badge(word: str) -> str:
-    return f'<span class="badge {escape(word)}">{escape(word)}</span>'
-
-
-def _small(text: str) -> str:
-    return f"<small>{escape(text)}</small>"
 
 
 def _target(evidence: Evidence) -> str:
@@ -129,7 +103,7 @@ def _verdict(evidence: Evidence) -> str:
             tiles.append((words.factor(old[key]["value"] / new[key]["value"]), label))
     items = "".join(f"<li><b>{escape(value)}</b><span>{escape(label)}</span></li>" for value, label in tiles)
     return (
-        f'<section class="verdict" aria-labelledby="verdict">{_badge(word)}<h1 id="verdict">'
+        f'<section class="verdict" aria-labelledby="verdict">{badge(word)}<h1 id="verdict">'
         f'{escape(words.headline(evidence))}</h1><p class="lead" id="sentence">{escape(words.sentence(evidence))}</p>'
         f'{why}<ul class="tiles">{items}</ul></section>'
     )
@@ -148,24 +122,24 @@ def _rows(evidence: Evidence) -> str:
         span = words.interval(row["metric_low"], row["metric_high"], percent=percent) if within else ""
         latency = row["latency"]
         cells = [
-            f"{escape(row['name'])}{_small(ROLES.get(row['role'], row['role']))}",
-            escape(words.metric(row["metric"], percent=percent)) + (_small(span) if span else ""),
+            f"{escape(row['name'])}{small(ROLES.get(row['role'], row['role']))}",
+            escape(words.metric(row["metric"], percent=percent)) + (small(span) if span else ""),
             escape(words.milliseconds(latency["value"]))
-            + _small(f"[{words.significant(latency['low'])}, {words.significant(latency['high'])}]"),
+            + small(f"[{words.significant(latency['low'])}, {words.significant(latency['high'])}]"),
             escape(words.size(row["size"]["value"])),
             escape(words.size(row["memory"]["value"])),
             escape(words.times(row["gain"])),
-            _badge(row["word"]) if row["word"] else "",
+            badge(row["word"]) if row["word"] else "",
         ]
         rows.append(("main" if row["role"] == "chosen" else "", cells))
     note = (
         f"Measured on {task['num_verify']:,} verify samples, opened once, and on the exported files in fresh "
         "processes, in turns. In brackets: the interval of the difference to the model as it came, and of the latency."
     )
-    return _section(
+    return section(
         "result",
         "Result",
-        _table((*headers, "vs best free", "verdict"), rows, caption="The result in three rows"),
+        table((*headers, "vs best free", "verdict"), rows, caption="The result in three rows"),
         note,
     )
 
@@ -177,10 +151,10 @@ def _bounds(evidence: Evidence) -> str:
     rows = [("main" if place == 0 else "", _bound(bound)) for place, bound in enumerate(bounds)]
     tried = len({trial["recipe"] for trial in evidence["trials"] if not trial["free"]})
     confidence = 100 * evidence["goal"]["confidence"]
-    return _section(
+    return section(
         "bounds",
         "What had to stay true",
-        _table(("", "allowed", "on select", "on verify", "verdict"), rows, caption="What had to stay true"),
+        table(("", "allowed", "on select", "on verify", "verdict"), rows, caption="What had to stay true"),
         f"Changes against the model as it came, with their one-sided {confidence:g} % bounds. On select the chosen one "
         f"is the best of {tried} recipes, which flatters it; verify was opened once, for it alone, so that its figures "
         "need no correction for that. PASS needs every bound; that one of several is lost is said by Holm's procedure.",
@@ -191,17 +165,17 @@ def _bound(bound: Evidence) -> list[str]:
     percent, verify = bound["percent"], bound["verify"]
     more = f"{bound['more_samples']:,} more samples would decide" if bound["more_samples"] else ""
     return [
-        escape(bound["what"]) + _small(f"{verify['n']:,} verify samples"),
+        escape(bound["what"]) + small(f"{verify['n']:,} verify samples"),
         escape(words.change(-verify["margin"], percent=percent)),
         _changed(bound["select"], percent=percent) if bound["select"] else "",
         _changed(verify, percent=percent),
-        _badge(bound["word"]) + (_small(more) if more else ""),
+        badge(bound["word"]) + (small(more) if more else ""),
     ]
 
 
 def _changed(drop: Evidence, *, percent: bool) -> str:
     span = words.interval(drop["low"], drop["high"], percent=percent)
-    return escape(words.change(drop["diff"], percent=percent)) + _small(span)
+    return escape(words.change(drop["diff"], percent=percent)) + small(span)
 
 
 def _tradeoff(evidence: Evidence) -> str:
@@ -209,7 +183,7 @@ def _tradeoff(evidence: Evidence) -> str:
         return ""
     metric = evidence["task"]["metric"]
     label = f"{metric} against latency of every candidate; the table All candidates below holds the same figures."
-    return _section(
+    return section(
         "trade-off",
         f"Latency against {metric}",
         f'<figure><div class="plot" id="tradeoff" role="img" aria-label="{escape(label)}"></div><figcaption>'
@@ -238,10 +212,10 @@ def _steps(evidence: Evidence) -> str:
         rows.append(("", cells))
         before = step
     headers = ("step", metric, "latency", "size", "took")
-    return _section(
+    return section(
         "steps",
         "What each step cost and gained",
-        _table(headers, rows, caption="What each step cost and gained"),
+        table(headers, rows, caption="What each step cost and gained"),
         "Measured on select after each step of the chosen recipe, each compared with the step before it.",
     )
 
@@ -279,11 +253,11 @@ def _spread(evidence: Evidence) -> str:
         cells += [f"{len(values):,}", *(_served(more.get(role, {}), name) for name in serving)]
         rows.append(("main" if role == "chosen" else "", cells))
     headers = ("", "p50", "p95", "p99", "calls", *(SERVING[name] for name in serving))
-    return _section(
+    return section(
         "latencies",
         "Every latency that was measured",
         '<figure><div class="plot low" id="spread" role="img" aria-label="Box plot of the latencies in the table '
-        f'below"></div></figure>{_table(headers, rows, caption="Latency percentiles")}',
+        f'below"></div></figure>{table(headers, rows, caption="Latency percentiles")}',
         f"In turns, after warm-up, nothing dropped. {words.disturbance(evidence)}".strip(),
     )
 
@@ -293,46 +267,14 @@ def _served(more: Evidence, name: str) -> str:
     if not found:
         return ""
     value = words.significant(found["value"])
-    return escape(value) + (_small("estimate") if "estimate" in found["unit"] else "")
-
-
-def _examples(evidence: Evidence) -> str:
-    examples = evidence["examples"]
-    if not examples:
-        return ""
-    ordered = sorted(examples, key=lambda example: example["before"] == example["after"])
-    changed = sum(example["before"] != example["after"] for example in examples)
-    return _section(
-        "examples",
-        "Answers before and after",
-        f'<ul class="grid">{"".join(map(_example, ordered))}</ul>',
-        f"Verify samples with the answers of the model as it came and of the chosen one. {changed} of the "
-        f"{len(examples)} shown changed; those come first, so this is no fair sample of all.",
-    )
-
-
-def _example(example: Mapping[str, str]) -> str:
-    label, before, after = example["label"], example["before"], example["after"]
-    kind, tag, css = ("", "", "")
-    if before != after:
-        kind, tag, css = ("mended", "now right", "PASS") if after == label else ("broken", "now wrong", "FAIL")
-        if label not in (before, after):
-            kind, tag, css = "other", "still wrong", "INCONCLUSIVE"
-    mark = f'<span class="tag {css}">{tag}</span><br>' if tag else ""
-    answer = f"{before} \N{RIGHTWARDS ARROW} {after}" if tag else after
-    truth = f"it is: {label}" if label not in (before, after) or tag else "right"
-    return (
-        f'<li class="{"changed " + kind if tag else "same"}">'
-        f'<img src="data:image/png;base64,{escape(example["png"])}" alt="{escape(label)}" width="28" height="28">'
-        f'<p>{mark}{escape(answer)}<span class="truth">{escape(truth)}</span></p></li>'
-    )
+    return escape(value) + (small("estimate") if "estimate" in found["unit"] else "")
 
 
 def _skipped(evidence: Evidence) -> str:
     items = "".join(
         f"<li>{escape(skip['what'])}<span>{escape(skip['why'])}</span></li>" for skip in evidence["skipped"]
     )
-    return items and _section("skipped", "What was left out, and why", f'<ul class="skips">{items}</ul>')
+    return items and section("skipped", "What was left out, and why", f'<ul class="skips">{items}</ul>')
 
 
 def _trials(evidence: Evidence) -> str:
@@ -344,21 +286,27 @@ def _trials(evidence: Evidence) -> str:
         named = {m["quantity"]: m["value"] for m in trial["measurements"]}
         select = trial["select"]
         cells = [
-            escape(trial["candidate"]) + (_small("free baseline") if trial["free"] else ""),
+            escape(trial["candidate"]) + (small("free baseline") if trial["free"] else ""),
             escape(words.metric(select["candidate"], percent=percent))
-            + _small(words.interval(select["low"], select["high"], percent=percent)),
+            + small(words.interval(select["low"], select["high"], percent=percent)),
             escape(words.milliseconds(named.get("latency_ms"))),
             escape(words.size(named.get("size_bytes"))),
             escape(words.times(trial["gain"])),
             escape(words.duration(trial["seconds"])),
         ]
-        rows.append(("main" if trial["candidate"] == _chosen(evidence) else "", cells))
+        css = "main" if trial["candidate"] == _chosen(evidence) else ""
+        rows.append((css, cells))
     headers = ("candidate", evidence["task"]["metric"], "latency", "size", "vs best free", "took")
-    table = _table(headers, rows, caption="All candidates")
+    shown = table(headers, rows, caption="All candidates", names=[row_name(place) for place in range(len(rows))])
     note = "Measured on select, in the order in which they were tried."
-    return _section(
-        "trials", "All candidates", f"<details><summary>Show all {len(rows)}</summary>{table}</details>", note
+    return section(
+        "trials", "All candidates", f"<details><summary>Show all {len(rows)}</summary>{shown}</details>", note
     )
+
+
+def row_name(place: int) -> str:
+    """The id of a candidate's row, which its point in the plot leads to."""
+    return f"candidate-{place}"
 
 
 def _chosen(evidence: Evidence) -> str | None:
@@ -378,8 +326,8 @@ def _machine(evidence: Evidence) -> str:
     }
     return (
         '<div class="two">'
-        + _section("machine", "Machine", f'<dl class="facts">{_facts(machine)}</dl>')
-        + _section("versions", "Versions", f'<dl class="facts">{_facts(evidence["versions"])}</dl>')
+        + section("machine", "Machine", f'<dl class="facts">{_facts(machine)}</dl>')
+        + section("versions", "Versions", f'<dl class="facts">{_facts(evidence["versions"])}</dl>')
         + "</div>"
     )
 
@@ -406,7 +354,7 @@ def _reproduce(evidence: Evidence) -> str:
         "test": f"{drop['method']}, paired, {100 * drop['confidence']:g} % one-sided",
         **paths,
     }
-    return _section(
+    return section(
         "reproduce", "Use and reproduce", f'{code}<h3>How it was judged</h3><dl class="facts">{_facts(how)}</dl>'
     )
 
@@ -415,7 +363,7 @@ def _points_of(evidence: Evidence) -> list[dict[str, Any]]:
     percent, chosen = words.is_fraction(evidence), _chosen(evidence)
     best_free = next((row["name"] for row in evidence["rows"] if row["role"] == "best_free"), None)
     scale, points = (100 if percent else 1), []
-    for trial in evidence["trials"]:
+    for place, trial in enumerate(evidence["trials"]):
         latency = next((m for m in trial["measurements"] if m["quantity"] == "latency_ms"), None)
         if latency is None:
             continue
@@ -424,6 +372,7 @@ def _points_of(evidence: Evidence) -> list[dict[str, Any]]:
         points.append(
             {
                 "kind": kind,
+                "row": row_name(place),
                 "label": "chosen" if kind == "chosen" else "best free" if trial["candidate"] == best_free else "",
                 "x": latency["value"],
                 "x_low": latency["low"],
@@ -467,4 +416,5 @@ def _plot_data(evidence: Evidence) -> dict[str, Any]:
             for role, values in evidence["latency_samples"].items()
             if values
         ],
+        **more_plot_data(evidence),
     }

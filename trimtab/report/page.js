@@ -8,7 +8,7 @@
   const colours = () => {
     const style = getComputedStyle(document.documentElement);
     return Object.fromEntries(
-      ["ink", "soft", "line", "card", "accent", "free", "dot", "fail"].map((name) => [name, style.getPropertyValue("--" + name).trim()])
+      ["ink", "soft", "line", "card", "accent", "free", "dot", "fail", "pass"].map((name) => [name, style.getPropertyValue("--" + name).trim()])
     );
   };
 
@@ -36,8 +36,13 @@
     ...more,
   });
 
-  const group = (c, name, points, marker) => ({
-    type: "scatter", mode: narrow.matches ? "markers" : "markers+text", name,
+  // Of hundreds of points, bars and labels would hide more than they say, and take long to draw.
+  const group = (c, name, points, marker) => points.length > 60 ? ({
+    type: "scatter", mode: "markers", name, x: points.map((p) => p.x), y: points.map((p) => p.y),
+    customdata: points.map((p) => p.text), ids: points.map((p) => p.row), hovertemplate: "%{customdata}<extra></extra>",
+    marker: { ...marker.marker, size: 6, opacity: 0.7 },
+  }) : ({
+    type: "scatter", mode: narrow.matches ? "markers" : "markers+text", name, ids: points.map((p) => p.row),
     x: points.map((p) => p.x), y: points.map((p) => p.y), customdata: points.map((p) => p.text), hovertemplate: "%{customdata}<extra></extra>",
     error_x: { type: "data", symmetric: false, array: points.map((p) => p.x_high - p.x), arrayminus: points.map((p) => p.x - p.x_low), color: marker.bar, thickness: 1.2, width: 3 },
     error_y: { type: "data", symmetric: false, array: points.map((p) => p.y_high - p.y), arrayminus: points.map((p) => p.y - p.y_low), color: marker.bar, thickness: 1.2, width: 3 },
@@ -77,16 +82,79 @@
     })];
   };
 
+  // Bars that hang where the step before ended; the axis does not begin at zero, so that small changes are seen.
+  const hanging = (c, names, values, better, unit) => {
+    const low = Math.min(...values), high = Math.max(...values), floor = low - 0.35 * (high - low || Math.abs(high) || 1);
+    const base = values.map((v, i) => (i === 0 ? floor : values[i - 1]));
+    const size = values.map((v, i) => v - base[i]);
+    const colour = values.map((v, i) => (i === 0 ? c.dot : v === values[i - 1] ? c.dot : (v > values[i - 1]) === better ? c.pass : c.fail));
+    const text = values.map((v) => Number(v.toPrecision(4)) + unit);
+    const trace = { type: "bar", x: names.map((n, i) => i + 1 + ". " + n), y: size, base, marker: { color: colour }, text, textposition: "outside", cliponaxis: false, textfont: { color: c.ink }, hovertemplate: "%{x}: %{text}<extra></extra>" };
+    return [[trace], layout(c, { showlegend: false, margin: { l: 8, r: 8, t: 24, b: 8 }, xaxis: axis(c), yaxis: { ...axis(c), range: [floor, high + 0.2 * (high - floor)], ticksuffix: unit } })];
+  };
+
+  const fall = (key, better, unit) => (c) => {
+    const steps = data.steps.filter((s) => s[key] !== null);
+    return steps.length > 1 ? hanging(c, steps.map((s) => s.name), steps.map((s) => s[key]), better, unit) : null;
+  };
+
+  const bars = (c) => {
+    const shown = data.sensitivity.slice().reverse();
+    const trace = { type: "bar", orientation: "h", y: shown.map((s) => s.layer), x: shown.map((s) => s.error), marker: { color: c.accent }, hovertemplate: "%{y}: %{x:.3g}<extra></extra>" };
+    return [[trace], layout(c, { height: 60 + 24 * shown.length, showlegend: false, xaxis: { ...axis(c), title: title("share of the outputs' variance") }, yaxis: { ...axis(c), color: c.ink } })];
+  };
+
+  const stairs = (c) => {
+    const shades = [c.accent, c.free, c.dot, c.fail, c.pass, c.ink];
+    const traces = data.staircase.flatMap((s, i) => [
+      { type: "scatter", mode: "lines+markers", name: s.layer, x: s.widths, y: s.ms, line: { color: shades[i % 6], width: 1.6, shape: "hv" }, marker: { size: 4 } },
+      { type: "scatter", mode: "markers", showlegend: false, x: [s.chosen], y: [s.ms[s.widths.indexOf(s.chosen)]], marker: { size: 13, symbol: "circle-open", color: shades[i % 6], line: { width: 2 } }, hoverinfo: "skip" },
+    ]);
+    return [traces, layout(c, { xaxis: { ...axis(c), title: title("width") }, yaxis: { ...axis(c), title: title("ms"), rangemode: "tozero" } })];
+  };
+
+  const timeline = (c) => {
+    const kinds = [...new Set(data.timeline.map((t) => t.kind))];
+    const shades = [c.accent, c.free, c.dot, c.pass, c.fail, c.ink, c.soft];
+    const traces = kinds.map((kind, i) => {
+      const own = data.timeline.filter((t) => t.kind === kind);
+      return { type: "bar", orientation: "h", name: kind, y: own.map(() => kind), x: own.map((t) => t.end_s - t.start_s), base: own.map((t) => t.start_s), customdata: own.map((t) => t.what), marker: { color: shades[i % 7], line: { color: c.card, width: own.length > 60 ? 0 : 1 } }, hovertemplate: "%{customdata}: %{x:.0f} s<extra></extra>" };
+    });
+    return [traces, layout(c, { barmode: "overlay", showlegend: false, height: 60 + 32 * kinds.length, xaxis: { ...axis(c), title: title("seconds since the start") }, yaxis: { ...axis(c), color: c.ink, autorange: "reversed" } })];
+  };
+
+  const figures = {
+    tradeoff, spread, "waterfall-metric": fall("metric", true, data.percent ? " %" : ""), "waterfall-latency": fall("ms", false, " ms"),
+    "sensitivity-bars": bars, "staircase-plot": stairs, "timeline-plot": timeline,
+  };
+
   const draw = () => {
     const c = colours();
-    const figures = { tradeoff, spread };
     for (const [id, make] of Object.entries(figures)) {
-      const place = document.getElementById(id);
-      if (place) Plotly.react(place, ...make(c), config);
+      const place = document.getElementById(id), made = place && make(c);
+      if (made) Plotly.react(place, ...made, config);
+      else if (place) place.closest("figure").hidden = true;
     }
   };
 
+  // A click on a candidate opens the table of all and goes to its row.
+  const open = (row) => {
+    const found = document.getElementById(row);
+    if (!found) return;
+    found.closest("details").open = true;
+    document.querySelectorAll("tr.picked").forEach((other) => other.classList.remove("picked"));
+    found.classList.add("picked");
+    found.scrollIntoView({ block: "center" });
+    found.focus({ preventScroll: true });
+  };
+
   draw();
+  const trade = document.getElementById("tradeoff");
+  if (trade && trade.on) trade.on("plotly_click", (event) => open(event.points[0].id));
   dark.addEventListener("change", draw);
   narrow.addEventListener("change", draw);
+  // On paper everything is open, and drawn in the colours of paper.
+  const whole = (on) => document.querySelectorAll("details").forEach((part) => { part.open = on || part.open; });
+  window.addEventListener("beforeprint", () => { whole(true); document.documentElement.classList.add("paper"); draw(); });
+  window.addEventListener("afterprint", () => { document.documentElement.classList.remove("paper"); draw(); });
 })();

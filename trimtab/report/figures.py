@@ -1,0 +1,161 @@
+"""The figures of the page beside the trade-off: what each step and layer cost and gained, and how the run went.
+
+Each section says in a table or a sentence what its plot shows, so that nothing is lost to somebody who does not see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from trimtab.report import words
+from trimtab.report.parts import Evidence, figure, section, small, table
+
+SHOWN_LAYERS, SHOWN_BARS, SHOWN_STAIRS = 40, 24, 6
+STATES = {"int8": "on integers", "float": "in floating point"}
+
+
+def waterfall(evidence: Evidence) -> str:
+    """Quality and time, step by step, from the original to the chosen one."""
+    if len(_steps(evidence)) < 2:
+        return ""
+    metric = evidence["task"]["metric"]
+    told = "; ".join(_told(evidence, one) for one in _steps(evidence))
+    return section(
+        "waterfall",
+        "Where quality and time went",
+        f'<div class="two">{figure("waterfall-metric", f"{metric} after each step: {told}", css="low")}'
+        f"{figure('waterfall-latency', f'Latency after each step: {told}', css='low')}</div>",
+        f"First {metric} on select, then latency p50 in the chosen runtime. Each bar is what one step changed; the "
+        "table above has the figures.",
+    )
+
+
+def _steps(evidence: Evidence) -> list[Mapping[str, Any]]:
+    return [step for step in evidence["steps"] if step["metric"] is not None]
+
+
+def _told(evidence: Evidence, step: Mapping[str, Any]) -> str:
+    value = words.metric(step["metric"], percent=words.is_fraction(evidence))
+    return f"{step['step']} {value}" + (f", {words.milliseconds(step['latency_ms'])}" if step["latency_ms"] else "")
+
+
+def layers(evidence: Evidence) -> str:
+    """What each step did to each layer, where it is known."""
+    found = evidence.get("layers", ())
+    if not found:
+        return ""
+    ranked = sorted(found, key=lambda one: -(one["macs_freed"] or 0))[:SHOWN_LAYERS]
+    rows = [
+        (
+            "",
+            [
+                escape(one["layer"]) + small(one["step"]),
+                escape(one["what"]),
+                f"{one['macs_freed']:,}" if one["macs_freed"] else "",
+                escape(words.milliseconds(one["ms_freed"])) if one["ms_freed"] else "",
+                f"{one['lost']:.3g}" if one["lost"] is not None else "",
+            ],
+        )
+        for one in ranked
+    ]
+    headers = ("layer", "what was done", "MACs freed", "time freed (eager)", "lost (share of importance)")
+    shown = table(headers, rows, caption="What was done to each layer")
+    rest = f" The {SHOWN_LAYERS} that freed most of {len(found)}." if len(found) > SHOWN_LAYERS else ""
+    return section(
+        "layers",
+        "What was done to each layer",
+        f"<details><summary>Show {len(ranked)}</summary>{shown}</details>",
+        f"From the plans of the chosen recipe, for one sample.{rest}",
+    )
+
+
+def coverage_map(evidence: Evidence) -> str:
+    """Which layers run on integers, one square each, in graph order."""
+    found = evidence.get("coverage")
+    if not found:
+        return ""
+    squares = "".join(
+        f'<li class="{escape(one["state"])}" tabindex="0" '
+        f'title="{escape(one["layer"])}: {STATES[one["state"]]}{escape(_because(one))}">'
+        f"<span>{escape(one['layer'])}: {STATES[one['state']]}</span></li>"
+        for one in found["layers"]
+    )
+    counts = {state: sum(one["state"] == state for one in found["layers"]) for state in STATES}
+    legend = "".join(
+        f'<li><i class="{state}"></i>{STATES[state]}: {count}</li>' for state, count in counts.items() if count
+    )
+    kinds = ", ".join(f"{kind} {count}" for kind, count in {**found["running"], **found["floating"]}.items())
+    note = f"As planned, in graph order; the file as {found['runtime']} itself tells it: {kinds}." if kinds else ""
+    return section(
+        "coverage", "What runs on integers", f'<ul class="legend">{legend}</ul><ol class="map">{squares}</ol>', note
+    )
+
+
+def _because(one: Mapping[str, Any]) -> str:
+    return f" ({one['why']})" if one["why"] else ""
+
+
+def sensitivity(evidence: Evidence) -> str:
+    """How far the outputs move if one layer alone is quantized."""
+    found = evidence.get("sensitivity", ())
+    if not found:
+        return ""
+    most = found[0]
+    label = f"How far quantizing each layer alone moves the outputs; most: {most['layer']}, {most['error']:.2g}"
+    return section(
+        "sensitivity",
+        "Which layers are sensitive to integers",
+        figure("sensitivity-bars", label, css="bars"),
+        "How far the outputs would move if this layer alone were quantized, as a share of how they vary: a first-order "
+        f"estimate on a few select samples. The {min(len(found), SHOWN_BARS)} largest of {len(found)}.",
+    )
+
+
+def staircase(evidence: Evidence) -> str:
+    """Measured time against width, for the layers that mattered."""
+    found = evidence.get("staircase", ())
+    if not found:
+        return ""
+    names = ", ".join(one["layer"] for one in found[:SHOWN_STAIRS])
+    return section(
+        "staircase",
+        "Time against width",
+        figure("staircase-plot", f"Measured time of {names} at each width that was measured"),
+        "Measured in the chosen runtime on this machine; a ring marks the width that was chosen.",
+    )
+
+
+def timeline(evidence: Evidence) -> str:
+    """What the run did when."""
+    found = evidence.get("timeline", ())
+    if not found:
+        return ""
+    whole = max(one["end_s"] for one in found)
+    sums: dict[str, float] = {}
+    for one in found:
+        sums[one["kind"]] = sums.get(one["kind"], 0.0) + one["end_s"] - one["start_s"]
+    told = ", ".join(f"{kind} {words.duration(seconds)}" for kind, seconds in sums.items())
+    return section(
+        "timeline",
+        "How the time was spent",
+        figure("timeline-plot", f"Timeline of the run: {told}", css="low"),
+        f"{words.duration(whole)} in all: {told}.",
+    )
+
+
+def plot_data(evidence: Evidence) -> dict[str, Any]:
+    """What `page.js` draws of these sections."""
+    percent = words.is_fraction(evidence)
+    scale = 100 if percent else 1
+    steps = _steps(evidence)
+    return {
+        "steps": [{"name": one["step"], "metric": scale * one["metric"], "ms": one["latency_ms"]} for one in steps]
+        if len(steps) > 1
+        else [],
+        "metric": evidence["task"]["metric"],
+        "sensitivity": list(evidence.get("sensitivity", ()))[:SHOWN_BARS],
+        "staircase": list(evidence.get("staircase", ()))[:SHOWN_STAIRS],
+        "timeline": list(evidence.get("timeline", ())),
+    }
