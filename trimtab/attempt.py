@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
@@ -33,6 +34,7 @@ from trimtab.graph.save import load_graph, save_graph
 from trimtab.measure.provable import unprovable
 from trimtab.measure.quality import Scores, graded, held_against, value
 from trimtab.measure.verdict import chance_of_all
+from trimtab.report.evidence import described
 from trimtab.report.terminal import Progress
 from trimtab.runtimes import RUNTIMES, supported
 from trimtab.runtimes.coverage import coverage, fallbacks
@@ -77,7 +79,11 @@ class Tried:
 
 
 def pinned(held: Study, model: nn.Module, task: Task) -> Task:
-    """The task with its training precision measured once, so that a resumed run trains as it began."""
+    """The task with its training precision measured once, so that a resumed run trains as it began.
+
+    What the task is goes into the folder too, for who watches the run.
+    """
+    held.once("task", lambda: described(task), dict[str, Any])
     if task.fit is None or task.fit.precision != "auto":
         return task
     batch = task.train.batch(slice(0, task.fit.batch_size)).inputs

@@ -295,6 +295,21 @@ def report(
 
 
 @app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    port: Annotated[int, typer.Option(help="Of this machine; 0 takes any that is free.")] = 8700,
+) -> None:
+    """Show a run's page in a browser while it lasts; it keeps itself up to date. Only this machine is served.
+
+    Example:
+      trimtab watch runs/fashion
+    """
+    from trimtab.watch import watch as serve
+
+    serve(run, port=port, ready=lambda address: typer.echo(f"{address}  (Ctrl-C ends it; the run goes on)"))
+
+
+@app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="The run's folder, or the folder bundle/ in it.")],
     task: Annotated[

@@ -34,7 +34,7 @@ ORDER = [
     ["report"],
     ["attempt", "attribute", "teach"],
     ["prove"],
-    ["pipeline", "recheck"],
+    ["pipeline", "recheck", "watch"],
     ["cli"],
 ]
 RANK = {room: rank for rank, line in enumerate(ORDER) for room in line}
@@ -122,6 +122,7 @@ def test_no_flag_exists_that_python_lacks() -> None:
     from trimtab.recheck import verify
     from trimtab.teach.train import train
     from trimtab.teach.verify import verify_resume
+    from trimtab.watch import PORT, watch
 
     fields = {field.name for value in (Goal, Target) for field in dataclasses.fields(value)}
     known = fields | set(inspect.signature(pipeline.optimize).parameters)
@@ -131,6 +132,8 @@ def test_no_flag_exists_that_python_lacks() -> None:
     for command, function in pairs:
         assert set(inspect.signature(command).parameters) == set(inspect.signature(function).parameters)
     assert set(inspect.signature(cli.verify).parameters) - {"as_json"} <= set(inspect.signature(verify).parameters)
+    assert set(inspect.signature(cli.watch).parameters) == set(inspect.signature(watch).parameters) - {"ready"}
+    assert inspect.signature(cli.watch).parameters["port"].default == PORT
     seen = set(inspect.signature(cli.doctor).parameters) - {"as_json"}
     assert seen <= fields | set(inspect.signature(examine).parameters)
     of_fit = {field.name for field in dataclasses.fields(Fit)}

@@ -69,17 +69,7 @@ def assemble(story: Story, contenders: Sequence[Contender], verdict: Verdict, *,
     return {
         "format": FORMAT,
         "trimtab": version("trimtab"),
-        "task": {
-            "name": task.name,
-            "metric": task.metric.name,
-            "binary": task.metric.binary,
-            "num_train": len(task.train),
-            "num_select": len(task.select),
-            "num_verify": len(task.verify),
-            "num_inputs": len(task.train.inputs),
-            "labels": list(task.labels),
-            "data": story.data,
-        },
+        "task": described(task) | {"data": story.data},
         "target": cattrs.unstructure(story.target),
         "goal": cattrs.unstructure(story.goal),
         "machine": stamp(),
@@ -112,6 +102,47 @@ def assemble(story: Story, contenders: Sequence[Contender], verdict: Verdict, *,
             "report": f"{story.folder}/report.html",
             "bundle": f"{story.folder}/bundle",
         },
+    }
+
+
+def described(task: Task) -> dict[str, Any]:
+    """What a page says of a task."""
+    return {
+        "name": task.name,
+        "metric": task.metric.name,
+        "binary": task.metric.binary,
+        "num_train": len(task.train),
+        "num_select": len(task.select),
+        "num_verify": len(task.verify),
+        "num_inputs": len(task.train.inputs),
+        "labels": list(task.labels),
+    }
+
+
+def unfinished(task: dict[str, Any], asked: Mapping[str, Any], trials: list[Any], skipped: list[Any]) -> dict[str, Any]:
+    """The evidence of a run that still lasts: the parts that are known, with no verdict; for the page alone.
+
+    Args:
+        task: as `described`.
+        asked: what the run was asked, as its folder keeps it.
+        trials: those that ended, as plain values.
+        skipped: the like.
+    """
+    return {
+        "format": FORMAT,
+        "trimtab": asked["trimtab"],
+        "task": task,
+        "target": asked["target"],
+        "goal": asked["goal"],
+        "machine": stamp(),
+        "versions": versions(),
+        "verdict": None,
+        "rows": [],
+        "trials": trials,
+        "steps": [],
+        "skipped": skipped,
+        "latency_samples": {},
+        "examples": [],
     }
 
 

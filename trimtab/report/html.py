@@ -28,16 +28,40 @@ SERVING = {
 ROLES = {"reference": "as it came", "best_free": "best free baseline", "chosen": "chosen"}
 
 
-def page(evidence: Evidence) -> str:
+def page(evidence: Evidence, *, token: str = "") -> str:
     """The report as one self-contained HTML page that makes no request of any kind.
 
     Args:
         evidence: format 1, as `trimtab.report.evidence.assemble` makes it. Parts that are empty are left out.
+        token: names the state that is shown, of a page that asks its own server for the next one.
     """
     from plotly.offline import get_plotlyjs
 
     plotly = get_plotlyjs()
     assert "</script" not in plotly.lower(), "plotly.js would end its own script element"
+    return Template(_part("page.html")).substitute(
+        title=escape(title(evidence)),
+        version=escape(str(evidence["trimtab"])),
+        task=escape(f"{evidence['task']['name']} on {_target(evidence)}"),
+        css=_part("page.css"),
+        js=_part("page.js"),
+        plotly=plotly,
+        data=_inline_json(plot_data(evidence)),
+        body=body(evidence),
+        live=f' data-token="{escape(token)}"' if token else "",
+        connect="; connect-src 'self'" if token else "",
+        promise="It is kept up to date by this machine." if token else "It asks nothing of any network.",
+    )
+
+
+def title(evidence: Evidence) -> str:
+    """What the window is called."""
+    word = evidence["verdict"]["word"] if evidence["verdict"] else "searching"
+    return f"{word}: {evidence['task']['name']} - trimtab"
+
+
+def body(evidence: Evidence) -> str:
+    """The page's sections as HTML."""
     sections = (
         _verdict,
         _rows,
@@ -57,16 +81,7 @@ def page(evidence: Evidence) -> str:
         _machine,
         _reproduce,
     )
-    return Template(_part("page.html")).substitute(
-        title=escape(f"{evidence['verdict']['word']}: {evidence['task']['name']} - trimtab"),
-        version=escape(str(evidence["trimtab"])),
-        task=escape(f"{evidence['task']['name']} on {_target(evidence)}"),
-        css=_part("page.css"),
-        js=_part("page.js"),
-        plotly=plotly,
-        data=_inline_json(_plot_data(evidence)),
-        body="\n".join(filter(None, (make(evidence) for make in sections))),
-    )
+    return "\n".join(filter(None, (make(evidence) for make in sections)))
 
 
 def _part(name: str) -> str:
@@ -85,7 +100,25 @@ def _target(evidence: Evidence) -> str:
     return f"{target['device']}, batch size {target['batch_size']}, {threads}"
 
 
+def _running(evidence: Evidence) -> str:
+    """What stands in the verdict's place while the run lasts."""
+    trials = [trial for trial in evidence["trials"] if not trial["free"]]
+    free = len(evidence["trials"]) - len(trials)
+    best = max((trial for trial in trials if trial["gain"]), key=lambda trial: trial["gain"]["value"], default=None)
+    told = f"{len(trials)} candidates measured so far, beside {free} free baselines."
+    if best:
+        value = words.metric(best["select"]["candidate"], percent=words.is_fraction(evidence))
+        told += f" The fastest: {best['candidate']}, {words.times(best['gain'])}, {value}."
+    return (
+        '<section class="verdict" aria-labelledby="verdict" aria-live="polite"><span class="badge INCONCLUSIVE">RUNNING'
+        f'</span><h1 id="verdict">{escape(evidence.get("phase", "Searching"))}</h1><p class="lead" id="sentence">'
+        f"{escape(told)}</p></section>"
+    )
+
+
 def _verdict(evidence: Evidence) -> str:
+    if evidence["verdict"] is None:
+        return _running(evidence)
     verdict, percent = evidence["verdict"], words.is_fraction(evidence)
     word, gain, drop = verdict["word"], verdict["gain"], verdict["drop"]
     why = "" if word == "PASS" else f'<p class="callout {escape(word)}">{escape(verdict["reason"])}</p>'
@@ -114,6 +147,8 @@ def _points(evidence: Evidence) -> str:
 
 
 def _rows(evidence: Evidence) -> str:
+    if not evidence["rows"]:
+        return ""
     percent, task = words.is_fraction(evidence), evidence["task"]
     headers = ("", task["metric"], f"latency p50 (bs {evidence['target']['batch_size']})", "size", "peak memory")
     rows = []
@@ -333,6 +368,8 @@ def _machine(evidence: Evidence) -> str:
 
 
 def _reproduce(evidence: Evidence) -> str:
+    if evidence["verdict"] is None:
+        return ""
     paths, reproduce = evidence["paths"], evidence["reproduce"]
     python, shell = usage(evidence)
     blocks = (
@@ -401,14 +438,15 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _plot_data(evidence: Evidence) -> dict[str, Any]:
+def plot_data(evidence: Evidence) -> dict[str, Any]:
+    """What `page.js` draws."""
     points, percent = _points_of(evidence), words.is_fraction(evidence)
-    drop = evidence["trials"][0]["select"] if evidence["trials"] else evidence["verdict"]["drop"]
+    drop = evidence["trials"][0]["select"] if evidence["trials"] else (evidence["verdict"] or {}).get("drop")
     return {
         "percent": percent,
         "points": points,
         "front": pareto((point["x"], point["y"]) for point in points),
-        "allowed": (100 if percent else 1) * (drop["baseline"] - drop["margin"]),
+        "allowed": (100 if percent else 1) * (drop["baseline"] - drop["margin"]) if drop else None,
         "x_title": "latency p50, ms (log scale)",
         "y_title": f"{evidence['task']['metric']} on select",
         "samples": [

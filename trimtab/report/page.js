@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  let data = JSON.parse(document.getElementById("data").textContent);
   const narrow = window.matchMedia("(max-width: 520px)");
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const config = { displayModeBar: false, responsive: true, scrollZoom: false };
@@ -148,9 +148,37 @@
     found.focus({ preventScroll: true });
   };
 
-  draw();
-  const trade = document.getElementById("tradeoff");
-  if (trade && trade.on) trade.on("plotly_click", (event) => open(event.points[0].id));
+  const begin = () => {
+    draw();
+    const trade = document.getElementById("tradeoff");
+    if (trade && trade.on) trade.on("plotly_click", (event) => open(event.points[0].id));
+  };
+
+  // A page of a run that lasts asks its own server whether there is something new, and keeps what was open and where one was.
+  const root = document.documentElement;
+  const opened = () => [...document.querySelectorAll("details[open]")].map((part) => part.closest("section").getAttribute("aria-labelledby"));
+  const replace = (next) => {
+    const were = opened(), at = window.scrollY, focused = document.activeElement.id;
+    document.querySelector("main").innerHTML = next.body;
+    document.title = next.title;
+    data = next.data;
+    root.dataset.token = next.token;
+    document.querySelectorAll("details").forEach((part) => { part.open = were.includes(part.closest("section").getAttribute("aria-labelledby")); });
+    begin();
+    window.scrollTo(0, at);
+    if (focused && document.getElementById(focused)) document.getElementById(focused).focus({ preventScroll: true });
+  };
+  const poll = async () => {
+    try {
+      const next = await (await fetch("state?token=" + encodeURIComponent(root.dataset.token))).json();
+      if (next.body) replace(next);
+      root.classList.remove("lost");
+    } catch { root.classList.add("lost"); }
+    window.setTimeout(poll, 1500);
+  };
+
+  begin();
+  if (root.dataset.token) window.setTimeout(poll, 1500);
   dark.addEventListener("change", draw);
   narrow.addEventListener("change", draw);
   // On paper everything is open, and drawn in the colours of paper.
