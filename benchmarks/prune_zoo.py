@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoo import hf_models, timm_models
+from zoo.earlier import read_earlier
 from zoo.envs import ALONE, COMMON, MODELS, ROOT, TORCH, python_of
 from zoo.table import OURS, Record, all_passed, failures, finished, passed, read_records, reasons, rows, totals
 
@@ -39,6 +40,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--failed", action="store_true", help="again what has not passed every column")
     parser.add_argument("--limit", type=float, default=100, help="CPU seconds per model and setting")
     parser.add_argument("--table", type=Path, help="write the results of both halves into this file, run nothing")
+    parser.add_argument("--earlier", type=Path, help="an earlier results file, for models without a record of today")
     parser.add_argument("--failures", type=Path, help="also write what failed, at length, into this file")
     return parser.parse_args(given)
 
@@ -99,6 +101,7 @@ def _head(ours: dict[str, Record], theirs: dict[str, Record], models: Sequence[s
         f"  one counts, none is tried after one that did not end. {num_late} models ran out of time or died.",
         "",
         "Made by `scripts/bench prune_zoo`.",
+        *_earlier(ours, theirs),
         "",
         f"{machine['cpu']}, {machine['cores']} cores, 1 thread; Python {machine['python']}; {packages};",
         f"commit {commits}; {time.strftime('%Y-%m-%d')}.",
@@ -108,10 +111,23 @@ def _head(ours: dict[str, Record], theirs: dict[str, Record], models: Sequence[s
     ]
 
 
+def _earlier(ours: dict[str, Record], theirs: dict[str, Record]) -> list[str]:
+    """What was not measured now, and where it comes from."""
+    lines = []
+    for half, records in (("trimtab", ours), ("Torch-Pruning", theirs)):
+        taken = [record for record in records.values() if "earlier" in record]
+        if taken:
+            source = taken[0]["earlier"]
+            lines.append(f"{len(taken)} rows of {half} are of an earlier run on another machine, {source}.")
+    return ["", *lines] if lines else []
+
+
 def write_table(settings: argparse.Namespace, models: Sequence[str]) -> None:
     """The results file."""
+    earlier = read_earlier(settings.earlier) if settings.earlier else {}
     ours, theirs = (
-        {model: record for model, record in read_records(settings.work, half).items() if finished(record)}
+        earlier.get(half, {})
+        | {model: record for model, record in read_records(settings.work, half).items() if finished(record)}
         for half in HALVES
     )
     text = [

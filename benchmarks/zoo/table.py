@@ -87,7 +87,7 @@ def _fall(record: Record | None, what: str) -> str:
 
 
 def _size(record: Record | None) -> str:
-    return f"{record['params'][0]:,}" if record and record.get("params") else "-"
+    return f"{record['params'][0]:,.0f}" if record and record.get("params") else "-"
 
 
 def rows(ours: Mapping[str, Record], theirs: Mapping[str, Record], models: Sequence[str]) -> list[str]:
@@ -119,12 +119,12 @@ def failures(records: Mapping[str, Record], models: Sequence[str], *, longest: i
 
 
 def reasons(ours: Mapping[str, Record], models: Sequence[str]) -> list[str]:
-    """Why groups were left whole, over all models, and what share of all groups that is."""
+    """Why groups were left whole, over the models measured now, and what share of all their groups that is."""
     counted: Counter[str] = Counter()
     cut = left = 0
     for model in models:
         record = ours.get(model, {})
-        if "groups" in record:
+        if "groups" in record and "earlier" not in record:
             cut, left = cut + record["groups"][0], left + record["groups"][1]
         counted.update(_kind(why) for _, why in record.get("skipped", []))
     lines = [f"{cut:,} groups were cut and {left:,} left whole ({100 * left / max(cut + left, 1):.0f} %):", ""]

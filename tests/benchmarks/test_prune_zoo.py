@@ -173,6 +173,32 @@ def test_the_results_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert names[1] in (tmp_path / "fails.md").read_text(encoding="utf-8")
 
 
+def test_a_results_file_is_read_back(tmp_path: Path) -> None:
+    names = prune_zoo.all_models()[:4]
+    late = dict.fromkeys(table.THEIRS, "did not end (time or memory)")
+    failed = {**dict.fromkeys(table.OURS, True), "onnxruntime": "RuntimeFailed: no a | b"}
+    for half, name, columns in (
+        ("trimtab", names[0], dict.fromkeys(table.OURS, True)),
+        ("trimtab", names[1], failed),
+        ("torch_pruning", names[1], late),
+        ("torch_pruning", names[2], dict.fromkeys(table.THEIRS, True)),
+    ):
+        worker.write_record(worker.record_path(tmp_path, half, name, "full"), record(name, half=half, columns=columns))
+    (tmp_path / "none").mkdir()
+    first, second = tmp_path / "first.md", tmp_path / "second.md"
+    prune_zoo.main(["--work", str(tmp_path), "--table", str(first)])
+    prune_zoo.main(["--work", str(tmp_path / "none"), "--table", str(second), "--earlier", str(first)])
+    one, two = (path.read_text(encoding="utf-8") for path in (first, second))
+    told = [
+        [line for line in text.splitlines() if line.startswith(("| timm:", "| hf:", "| **all", "- "))]
+        for text in (one, two)
+    ]
+    assert told[0] == told[1]
+    assert f"- {names[1]}: onnxruntime: `RuntimeFailed: no a \\| b`" in told[1]
+    assert "1 models ran out of time or died" in two
+    assert "2 rows of trimtab are of an earlier run on another machine, first.md." in two
+
+
 def test_unknown_models_are_refused() -> None:
     with pytest.raises(SystemExit, match="No such model: resnet19"):
         prune_zoo.wanted(prune_zoo.all_models(), ["resnet19"])
