@@ -339,14 +339,14 @@ def grams(graph: GraphModule, layers: list[Layer], data: list[Split]) -> dict[st
         weight, x = get_tensor(graph, layer.weight), values[layer.argument]
         kernel = tuple(weight.shape[2:])
         wanted = math.ceil(num_rows(num_features(layer, weight)) / len(data))
-        picked = pick(layer, _output_like(layer, x, kernel), wanted)
+        picked = pick(layer, output_like(layer, x, kernel), wanted)
         found[node.name].add_(with_one(layer, input_rows(layer, x, kernel, picked)))
 
     watch(graph, by_node, data, see)
     return {name: gram.xx for name, gram in found.items()}
 
 
-def _output_like(layer: Layer, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
+def output_like(layer: Layer, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
     """An empty tensor that has the output's positions."""
     if not layer.stride:
         return x

@@ -8,8 +8,6 @@ and ONNX share. Cost: one pass over `samples` calibration inputs; `rounding.py` 
 
 from __future__ import annotations
 
-import copy
-import importlib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,22 +16,20 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from trimtab.compress.calibration import batches, calibration, require_fitting, watch_outputs
+from trimtab.compress.emit import emitted
 from trimtab.compress.equalize import Factors, equalized, find_factors
 from trimtab.compress.observers import OBSERVERS, Observer, affine, extremes
 from trimtab.compress.ops import ADDS, AVERAGES, LIMITED, MAX_POOLS, RELUS
 from trimtab.compress.rounding import refine
-from trimtab.compress.scales import ActivationScale, BiasShift, WeightScale, fits, levels, top
+from trimtab.compress.scales import ActivationScale, BiasShift, WeightScale, fits, top
 from trimtab.compress.sensitivity import Sensitivity, num_to_keep, order_to_keep, relative_error, sensitivities
 from trimtab.core import Skip, Split, Task, Tools
 from trimtab.errors import PlanError
-from trimtab.graph.capture import get_tensor, set_tensor_, without_unread_
+from trimtab.graph.capture import get_tensor
 from trimtab.graph.fold import fold_batchnorm
-from trimtab.graph.shapes import refresh_shapes_
 from trimtab.measure.machine import stamp
 from trimtab.runtimes.base import is_quantized
 
-importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operators below
-integer = torch.ops.quantized_decomposed
 aten = torch.ops.aten
 LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
 # Fused into the layer before them: no rounding between the two.
@@ -217,6 +213,10 @@ class Quantize:
         return _emitted(equalized(folded, plan.factors), plan)
 
 
+def _emitted(graph: GraphModule, plan: QuantizePlan) -> GraphModule:
+    return emitted(graph, plan.activations, plan.weights, plan.biases)
+
+
 def _require_same_graph(graph: GraphModule, plan: QuantizePlan) -> None:
     nodes = {node.name: node for node in graph.graph.nodes}
     scaled = [name for one in plan.factors for name in (*one.producers, *one.consumers)]
@@ -233,21 +233,6 @@ def _require_same_graph(graph: GraphModule, plan: QuantizePlan) -> None:
                 f"The plan was made for another graph: {weight.layer} has {size or 'no'} channels of "
                 f"{weight.weight!r}, {len(weight.scales)} were planned. Plan it anew."
             )
-
-
-def _emitted(graph: GraphModule, plan: QuantizePlan) -> GraphModule:
-    """A copy of a folded and equalized graph with the plan's integers in it."""
-    quantized = copy.deepcopy(graph)
-    nodes = {node.name: node for node in quantized.graph.nodes}
-    for activation in plan.activations:
-        _quantize_activation_(quantized, nodes[activation.node], activation)
-    for weight in plan.weights:
-        _quantize_weight_(quantized, nodes[weight.layer], weight)
-    for shift in plan.biases:
-        _shift_bias_(quantized, nodes[shift.layer], shift)
-    quantized.graph.eliminate_dead_code()
-    quantized.recompile()
-    return refresh_shapes_(without_unread_(quantized))
 
 
 def _layers(graph: GraphModule) -> tuple[list[Node], tuple[Skip, ...]]:
@@ -340,45 +325,3 @@ def usable_bits() -> int:
     """8; or 7 on x86 before VNNI, whose kernels add two 8-bit products in 16 bits: 2 * 255 * 63 still fits."""
     features = stamp()["features"]
     return 7 if "avx2" in features and not any("vnni" in feature for feature in features) else 8
-
-
-def _quantize_activation_(graph: GraphModule, node: Node, scale: ActivationScale) -> None:
-    limits = (scale.scale, scale.zero_point, 0, 255, torch.uint8)
-    with graph.graph.inserting_after(node):
-        rounded = graph.graph.call_function(integer.quantize_per_tensor.default, (node, *limits))
-    with graph.graph.inserting_after(rounded):
-        real = graph.graph.call_function(integer.dequantize_per_tensor.default, (rounded, *limits))
-    node.replace_all_uses_with(real, delete_user_cb=lambda user: user is not rounded)
-
-
-def _quantize_weight_(graph: GraphModule, layer: Node, scale: WeightScale) -> None:
-    read = layer.args[1]
-    assert isinstance(read, Node)
-    integers, rows = levels(get_tensor(graph, scale.weight).detach(), scale)
-    scales = rows.flatten()
-    stem = scale.weight.replace(".", "_")
-    values = {
-        f"{stem}_int8": integers.to(torch.int8),
-        f"{stem}_scale": scales,
-        f"{stem}_zero": torch.zeros(len(scales), dtype=torch.int64),
-    }
-    with graph.graph.inserting_before(layer):
-        reads = []
-        for name, value in values.items():
-            set_tensor_(graph, name, value)
-            reads.append(graph.graph.create_node("get_attr", name))
-        real = graph.graph.call_function(integer.dequantize_per_channel.default, (*reads, 0, -127, 127, torch.int8))
-    layer.replace_input_with(read, real)
-
-
-def _shift_bias_(graph: GraphModule, layer: Node, shift: BiasShift) -> None:
-    """Give the layer a bias of its own that is moved; other layers may read the one that it had."""
-    values = torch.tensor(shift.values)
-    held = layer.args[2] if len(layer.args) > 2 else None
-    if isinstance(held, Node):
-        values = values + get_tensor(graph, str(held.target)).detach()
-    name = f"{layer.name}_shifted_bias"
-    set_tensor_(graph, name, values)
-    with graph.graph.inserting_before(layer):
-        read = graph.graph.create_node("get_attr", name)
-    layer.args = (*layer.args[:2], read, *layer.args[3:])

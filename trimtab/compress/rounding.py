@@ -14,18 +14,34 @@ side; rounding adds the Gram matrix of each layer's inputs and three sweeps over
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node, map_arg
+from torch.fx import GraphModule, Node
 
-from trimtab.compress.calibration import MAX_FEATURES, Layer, input_rows, layer_of, num_features, pick
-from trimtab.compress.scales import ActivationScale, BiasShift, WeightScale, levels, simulated, top, with_steps
+from trimtab.compress.calibration import (
+    LINEAR,
+    MAX_FEATURES,
+    Layer,
+    batches,
+    input_rows,
+    layer_of,
+    num_features,
+    output_like,
+    pick,
+)
+from trimtab.compress.compensate import Walk
+from trimtab.compress.emit import bias_name, emitted
+from trimtab.compress.scales import ActivationScale, BiasShift, WeightScale, levels, top, with_steps
 from trimtab.core import Split
+from trimtab.graph.calls import arguments
+from trimtab.graph.capture import get_tensor
 
 MAX_SAMPLES, MIN_SAMPLES, MAX_BYTES = 64, 16, 128 << 20
 MIN_ROWS = 2048
+BATCH = 16
 SWEEPS = 3
 BLOCK = 32  # features whose effect on the others is put off until all of them are chosen
 # Of the mean squared input: what keeps weights whose inputs were never seen at the nearest integer.
@@ -49,17 +65,29 @@ def refine(
     Args:
         graph: in eval mode, not quantized.
         activations: of the values that will be quantized.
-        weights: of the layers; the rounding that they have is replaced if `learn`.
+        weights: of the layers, in graph order; the rounding that they have is replaced if `learn`.
         data: calibration samples; the walk takes an even choice of them.
         learn: choose the rounding of each weight.
         shift: choose the shift of each bias.
     """
     num = min(len(data), max(MIN_SAMPLES, min(MAX_SAMPLES, MAX_BYTES // max(1, _largest(graph)))))
-    chosen = data.batch(torch.linspace(0, len(data) - 1, num).long())
-    walk = _Walk(graph, activations, weights, learn=learn, shift=shift)
-    walk.run(*((x.clone(), x.clone()) for x in chosen.inputs), enable_io_processing=False)
-    done = tuple(walk.weights[scale.layer] for scale in weights)
-    return done, tuple(BiasShift(name, tuple(values.tolist())) for name, values in walk.shifts.items())
+    pieces = batches(data.batch(torch.linspace(0, len(data) - 1, num).long()), BATCH)
+    unmoved = tuple(BiasShift(scale.layer, (0.0,) * len(scale.scales)) for scale in weights) if shift else ()
+    rounded = emitted(graph, activations, (), unmoved)
+    exact, given = Walk(graph, pieces), Walk(rounded, pieces)
+    done, shifts = [], []
+    for scale in weights:
+        layer = layer_of(graph, exact.nodes[scale.layer])
+        if learn and layer is not None:
+            scale = _learned(exact, given, layer, scale, centred=shift)
+        integers, scales = levels(get_tensor(graph, scale.weight), scale)
+        get_tensor(rounded, scale.weight).copy_(integers * scales)
+        if shift:
+            lost = _lost(exact, given, scale.layer)
+            get_tensor(rounded, bias_name(scale.layer)).add_(lost)
+            shifts.append(BiasShift(scale.layer, tuple(lost.tolist())))
+        done.append(scale)
+    return tuple(done), tuple(shifts)
 
 
 def _largest(graph: GraphModule) -> int:
@@ -69,79 +97,54 @@ def _largest(graph: GraphModule) -> int:
     return max((4 * math.prod(int(size) for size in shape) for shape in sizes), default=1)
 
 
-class _Walk(Interpreter):
-    """Runs the exact and the quantized model side by side: each value is a pair of both."""
+def _lost(exact: Walk, given: Walk, name: str) -> Tensor:
+    """By how much the outputs of a layer are smaller than the exact ones, the mean of each channel [C]."""
+    node = exact.nodes[name]
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for batch in range(len(exact)):
+        off = exact.output(batch, node) - given.output(batch, given.nodes[name])
+        rows = (off if node.target in LINEAR else off.movedim(1, -1)).flatten(0, -2).double()
+        total, count = total + rows.sum(0), count + len(rows)
+    return (total / count).float()
 
-    def __init__(
-        self,
-        graph: GraphModule,
-        activations: tuple[ActivationScale, ...],
-        weights: tuple[WeightScale, ...],
-        *,
-        learn: bool,
-        shift: bool,
-    ) -> None:
-        super().__init__(graph)
-        self.activations = {scale.node: scale for scale in activations}
-        self.weights = {scale.layer: scale for scale in weights}
-        self.shifts: dict[str, Tensor] = {}
-        self.learn, self.shift = learn, shift
 
-    def run_node(self, n: Node) -> Any:
-        if n.op == "placeholder":
-            exact, rounded = super().run_node(n)
-        elif n.op == "get_attr":
-            exact = rounded = super().run_node(n)
-        elif n.op == "output":
-            return self._arguments(n, 0)[0][0], self._arguments(n, 1)[0][0]
-        else:
-            args, kwargs = self._arguments(n, 0)
-            exact = n.target(*args, **kwargs)  # type: ignore[operator]
-            rounded = self._rounded(n, exact)
-        if n.name in self.activations:
-            rounded = simulated(rounded, self.activations[n.name])
-        return exact, rounded
+def _learned(exact: Walk, given: Walk, layer: Layer, scale: WeightScale, *, centred: bool) -> WeightScale:
+    """The scale with the steps that are best for a layer's inputs in both graphs; `centred`: a bias takes the mean."""
+    weight = get_tensor(exact.graph, layer.weight)
+    if num_features(layer, weight) > MAX_FEATURES:
+        return scale
+    kernel = tuple(weight.shape[2:])
+    wanted = math.ceil(max(MIN_ROWS, 4 * num_features(layer, weight)) / len(exact))
+    sums: list[Any] = [0.0, 0.0, 0.0, 0.0]  # of X*' X and X' X, of X* and X
+    count, middle = 0, None
+    for batch in range(len(exact)):
+        x, y = (walk.before(batch, walk.nodes[layer.node])[_input(walk, layer)] for walk in (exact, given))
+        picked = pick(layer, output_like(layer, x, kernel), wanted)
+        rows = [input_rows(layer, side, kernel, picked) for side in (x, y)]  # [groups, rows, features]
+        if centred:  # near their mean, which no float32 can take out afterwards
+            middle = rows[0].mean(1, keepdim=True) if middle is None else middle
+            rows = [side - middle for side in rows]
+        parts = rows[0].mT @ rows[1], rows[1].mT @ rows[1], rows[0].sum(1), rows[1].sum(1)
+        sums = [total + part.double() for total, part in zip(sums, parts, strict=True)]
+        count += rows[0].shape[1]
+    cross, gram, first, second = (total / count for total in sums)
+    if centred:
+        cross, gram = cross - first[:, :, None] * second[:, None], gram - second[:, :, None] * second[:, None]
+    nearest, scales = levels(weight, replace(scale, steps=""))
+    steps = best_steps(
+        layer.matrix(weight),
+        layer.matrix(nearest),
+        layer.matrix(scales.expand_as(weight)),
+        cross.float(),
+        gram.float(),
+        top(scale.bits),
+    )
+    return with_steps(scale, layer.weight_of(steps, weight.shape))
 
-    def _arguments(self, n: Node, side: int) -> Any:
-        return map_arg((n.args, n.kwargs), lambda node: self.env[node][side])
 
-    def _rounded(self, n: Node, exact: Any) -> Any:
-        args, kwargs = self._arguments(n, 1)
-        if n.name not in self.weights:
-            return n.target(*args, **kwargs)  # type: ignore[operator]
-        x, weight, *others = args
-        if self.learn and (layer := layer_of(self.module, n)) is not None:  # type: ignore[arg-type]
-            self.weights[n.name] = self._learned(layer, weight, (self._arguments(n, 0)[0][0], x), exact)
-        integers, scales = levels(weight, self.weights[n.name])
-        outputs = n.target(x, integers * scales, *others, **kwargs)  # type: ignore[operator]
-        if not self.shift:
-            return outputs
-        channel = outputs.ndim - 1 if n.target == torch.ops.aten.linear.default else outputs.ndim - weight.ndim + 1
-        lost = (exact - outputs).movedim(channel, -1).flatten(0, -2).double().mean(0).float()
-        self.shifts[n.name] = lost
-        return outputs + lost.reshape(-1, *[1] * (outputs.ndim - channel - 1))
-
-    def _learned(self, layer: Layer, weight: Tensor, inputs: tuple[Tensor, Tensor], outputs: Tensor) -> WeightScale:
-        """The scale of a layer with the steps that are best for its inputs, (exact, quantized), and exact outputs."""
-        scale = self.weights[layer.node]
-        if num_features(layer, weight) > MAX_FEATURES:
-            return scale
-        kernel = tuple(weight.shape[2:])
-        rows = max(MIN_ROWS, 4 * num_features(layer, weight))
-        picked = pick(layer, outputs, rows)
-        wanted, given = (input_rows(layer, side, kernel, picked) for side in inputs)  # [groups, rows, features]
-        if self.shift:
-            wanted, given = (side - side.mean(1, keepdim=True) for side in (wanted, given))
-        nearest, scales = levels(weight, scale)
-        steps = best_steps(
-            layer.matrix(weight),
-            layer.matrix(nearest),
-            layer.matrix(scales.expand_as(weight)),
-            wanted.mT @ given / given.shape[1],
-            given.mT @ given / given.shape[1],
-            top(scale.bits),
-        )
-        return with_steps(scale, layer.weight_of(steps, weight.shape))
+def _input(walk: Walk, layer: Layer) -> Node:
+    """The value that the layer multiplies by its weight."""
+    return arguments(walk.nodes[layer.node])[layer.argument]  # type: ignore[no-any-return]
 
 
 def best_steps(w: Tensor, nearest: Tensor, scales: Tensor, cross: Tensor, gram: Tensor, limit: int) -> Tensor:
