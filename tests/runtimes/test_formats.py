@@ -67,3 +67,13 @@ def test_a_graph_of_floats_is_told_which_method_makes_it_so(tmp_path: Path) -> N
     for precision, method in (("int8", "Quantize"), ("int8d", "Dynamic"), ("nf4w", "WeightOnly")):
         with pytest.raises(RuntimeFailed, match=f"so it is not {precision}; apply {method} first"):
             RUNTIMES["onnxruntime"].export(graph, tmp_path, precision=precision, batch_size=1, threads=1)  # type: ignore[arg-type]
+
+
+def test_the_page_about_quantization_has_this_table() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "quantization.md").read_text().splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    names = table[0][2:]
+    told = {
+        row[0]: tuple(name for name, word in zip(names, row[2:], strict=True) if word == "yes") for row in table[2:]
+    }
+    assert told == {precision: runtimes for precision, runtimes in FORMATS.items() if precision not in ("fp32", "bf16")}
