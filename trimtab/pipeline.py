@@ -18,7 +18,7 @@ from torch import nn
 from trimtab.artifact import Loaded, load_artifact
 from trimtab.attempt import Job, Shrunk, Tried, attempt, bench_of, free_baselines, pinned, prepare, shrink
 from trimtab.compress.build import Built, key
-from trimtab.compress.recipes import default_recipes
+from trimtab.compress.recipes import recipes_to_try
 from trimtab.core import Artifact, Goal, Method, Recipe, Skip, Target, Task, Trial
 from trimtab.files import read_array, write_array, write_atomic
 from trimtab.graph.capture import capture
@@ -63,12 +63,12 @@ def optimize(
     Raises:
         TrimtabError: the input cannot be used; the message says what to do.
     """
+    tried = recipes_to_try(recipes)
     check(task)
     check_model(model, task)
     check_bounds(task, goal)
     capture(model, task.select.batch(slice(0, 2)).inputs)  # what cannot become a graph is refused before it is trained
     runtimes = tuple(usable(target))
-    tried = default_recipes() if recipes is None else recipes
     folder = Path(run) if run else Path("runs") / task.name
     identity: dict[str, Any] = {
         "trimtab": version("trimtab"),

@@ -10,7 +10,7 @@ import torch
 
 
 def row(step: str, coded: int, right: list[int]) -> dict[str, Any]:
-    return {"step": step, "params": 10, "seconds": 1.0, "coded": coded, "plain": 4000, "right": right}
+    return {"step": step, "params": 10, "seconds": 1.0, "coded": coded, "plain": 4000, "select": 0.9, "right": right}
 
 
 def rows(last: list[int], coded: int) -> list[dict[str, Any]]:

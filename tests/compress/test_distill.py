@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -11,7 +12,7 @@ from torch.fx import GraphModule
 
 from tests.train.toy import FIT, same_weights, toy_net, toy_task
 from trimtab.compress.build import key
-from trimtab.compress.distill import Distill, DistillPlan, soft_targets
+from trimtab.compress.distill import Distill, DistillPlan, lesson_of
 from trimtab.compress.objectives import (
     Features,
     Labels,
@@ -20,13 +21,16 @@ from trimtab.compress.objectives import (
     Relations,
     SelfAttention,
     SpatialAttention,
+    distillation_loss,
 )
 from trimtab.compress.prune import Prune
 from trimtab.compress.taps import value_tap, with_taps
 from trimtab.core import Recipe, Task, Tools
 from trimtab.errors import PlanError, RunError, TaskError
 from trimtab.graph.capture import capture
+from trimtab.train import loop
 from trimtab.train.loop import fit, predict, score
+from trimtab.train.precision import channels_last_
 
 
 def test_a_student_learns_the_teachers_answers_without_any_label():
@@ -48,9 +52,9 @@ def test_a_student_learns_the_teachers_answers_without_any_label():
 def test_the_teacher_is_heard_in_eval_mode_and_left_alone():
     task, teacher = toy_task(), toy_net().train()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    objective = soft_targets(teacher, 4.0, example_inputs=task.train.inputs)
     student = toy_net().eval()
-    loss = objective(student, task.train.inputs, task.train.targets)
+    lesson = lesson_of(student, teacher, Distill(objectives=(Logits(4.0),)).plan(student, task), task)
+    loss = lesson.objective()(lesson.student(), task.train.inputs, task.train.targets)
     assert float(loss.detach()) == pytest.approx(0, abs=1e-5)
     assert teacher.training
     assert teacher[0].weight.is_contiguous()
@@ -69,7 +73,8 @@ def test_the_plan_is_data_and_says_what_will_happen():
     assert Distill().name == "distill"
 
 
-def test_the_same_plan_gives_the_same_weights_also_after_a_stop(tmp_path):
+def test_the_same_plan_gives_the_same_weights_also_after_a_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "REPORT_EVERY_SECONDS", 0)
     task, teacher = toy_task(), toy_net()
     plan = Distill(epochs=2).plan(teacher, task)
     tools = Tools(task=task, original=teacher)  # type: ignore[arg-type]
@@ -82,7 +87,7 @@ def test_the_same_plan_gives_the_same_weights_also_after_a_stop(tmp_path):
     kept = dataclasses.replace(tools, folder=str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         Distill().apply(toy_net(seed=1), plan, dataclasses.replace(kept, report=stop))  # type: ignore[arg-type]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["distill.safetensors", "distill.safetensors.1"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["distill.safetensors"]
     assert same_weights(whole, Distill().apply(toy_net(seed=1), plan, kept))  # type: ignore[arg-type]
 
 
@@ -209,10 +214,16 @@ def test_the_same_after_a_stop_with_projections_and_not_with_another_teacher(tmp
     assert same_weights(whole, learned(method, student, student, folder=str(tmp_path)))
 
 
-def test_the_default_is_what_soft_targets_alone_give():
+def test_the_default_is_what_soft_answers_alone_give():
     task, teacher, student = toy_task(), fit(toy_net(), toy_task()), toy_net(seed=1)
-    method = Distill(epochs=2)
-    objective = soft_targets(teacher, 2.0, example_inputs=task.train.inputs)
+    method, heard = Distill(epochs=2), copy.deepcopy(teacher).eval()
+    channels_last_(heard, task.train.inputs)
+
+    def objective(model: nn.Module, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = heard(*inputs)
+        return distillation_loss(model(*inputs), wanted, temperature=2.0)
+
     plain = fit(student, task, method.plan(student, task).settings, objective=objective)
     assert same_weights(learned(method, student, teacher), plain)
 

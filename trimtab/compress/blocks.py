@@ -26,7 +26,7 @@ from trimtab.compress.prune import as_graph
 from trimtab.compress.tables import table
 from trimtab.core import Skip, Split, Task, Tools
 from trimtab.errors import PlanError
-from trimtab.graph.calls import arguments
+from trimtab.graph.calls import arguments, writes
 from trimtab.graph.capture import without_unread_
 from trimtab.graph.compare import CHECK_BATCH, disagreement
 from trimtab.graph.cost import COUNTED, macs, num_parameters
@@ -276,8 +276,7 @@ def _drop_(graph: GraphModule, block: Block) -> tuple[int, int]:
     graph.graph.erase_node(nodes[block.node])
     for node in reversed(branch):
         # What writes into a tensor of the branch goes with it; what writes into the skip stays.
-        writes = node.op == "call_function" and node.target._schema.is_mutable  # type: ignore[union-attr]
-        if not node.users and not (writes and node.args[0] not in branch):
+        if not node.users and not (writes(node) and node.args[0] not in branch):
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()

@@ -19,6 +19,7 @@ import cattrs
 from torch import nn
 from torch.fx import GraphModule
 
+from trimtab.compress.order import refuse_order
 from trimtab.core import Recipe, Skip, Task, Tools
 from trimtab.files import read_json, write_json
 from trimtab.graph.save import load_graph, save_graph
@@ -59,8 +60,9 @@ def build(recipe: Recipe, original: Built, task: Task, *, once_folder: OnceFolde
         tools: told of progress; its folder holds the checkpoints of stages under way.
 
     Raises:
-        PlanError: a method refuses.
+        PlanError: a method refuses, or the order of the recipe cannot work.
     """
+    refuse_order(recipe)
     if not recipe.methods:
         return original
     stem = build(Recipe(recipe.methods[:-1]), original, task, once_folder=once_folder, tools=tools)

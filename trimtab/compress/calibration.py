@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional as F
 
@@ -22,6 +22,7 @@ from trimtab.core import Split, Task
 from trimtab.errors import PlanError
 from trimtab.graph.calls import arguments
 from trimtab.graph.capture import get_tensor
+from trimtab.graph.packed import precision_of
 
 aten = torch.ops.aten
 LINEAR = (aten.linear.default,)
@@ -37,6 +38,19 @@ DATA_FREE = "importance='magnitude', which needs none"
 BATCH = 32
 # A layer with more inputs to a sum than this is not solved: its Gram matrix would not fit.
 MAX_FEATURES = 6144
+
+
+def require_floats(model: nn.Module, name: str) -> None:
+    """Refuse a graph that is quantized already.
+
+    Raises:
+        PlanError: it is.
+    """
+    if isinstance(model, GraphModule) and (found := precision_of(model)):
+        raise PlanError(
+            f"{name}: the graph holds {found} weights already, which are neither trained, cut nor rounded again. "
+            "Give it the model before quantization."
+        )
 
 
 def calibration(task: Task | None, samples: int, *, purpose: str, instead: str = "") -> Split:

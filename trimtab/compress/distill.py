@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from trimtab.compress.calibration import require_floats
 from trimtab.compress.objectives import (
     Labels,
     Logits,
@@ -27,10 +28,10 @@ from trimtab.compress.objectives import (
     Positioned,
     Relations,
     SelfAttention,
-    distillation_loss,
     projected_dim,
 )
 from trimtab.compress.taps import Tap, attention_taps, value_tap, with_taps
+from trimtab.compress.zeros import keeping_zeros, take_weights_
 from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
@@ -100,16 +101,17 @@ class Distill:
             PlanError: a position that the graph or the given teacher does not have, values or outputs that cannot be
                 compared, or batches too small to relate.
         """
+        require_floats(graph, "Distill")
         # `lr` is one for AdamW, whatever the model was trained with.
         changed = {"epochs": self.epochs, "lr": self.lr, "optimizer": "adamw", "schedule": None}
         settings = dataclasses.replace(task.fit or Fit(), **changed)  # type: ignore[arg-type]
         plan = DistillPlan(settings, self.objectives, num_steps(task, settings))
         # The original is not known yet; a graph is at least compared with itself.
-        _lesson(graph, self._teacher(graph, task), plan, task)
+        lesson_of(graph, self._teacher(graph, task), plan, task)
         return plan
 
     def apply(self, graph: GraphModule, plan: DistillPlan, tools: Tools) -> GraphModule:
-        """A copy of `graph` that learned from the teacher, in eval mode.
+        """A copy of `graph` that learned from the teacher, in eval mode; zeros of sparse weights stay zeros.
 
         Raises:
             PlanError: as for `plan`; or there is no task or teacher to learn from.
@@ -120,19 +122,9 @@ class Distill:
                 f"Tools(task={tools.task and tools.task.name!r}, original={type(tools.original).__name__}). "
                 "Give both (or Distill(teacher=...)), or use FineTune, which learns from labels."
             )
-        lesson = _lesson(graph, self._teacher(tools.original, tools.task), plan, tools.task)
-        checkpoint = Path(tools.folder) / "distill.safetensors" if tools.folder else None
-        trained = fit(
-            lesson.student(),
-            tools.task,
-            plan.settings,
-            objective=lesson.objective(),
-            report=tools.report,
-            checkpoint=checkpoint,
-        )
-        learned = copy.deepcopy(graph)
-        learned.load_state_dict(trained.model.state_dict())
-        return learned.eval()
+        student = keeping_zeros(graph)
+        trained = taught(student, self._teacher(tools.original, tools.task), plan, tools)
+        return take_weights_(copy.deepcopy(graph), trained.state_dict())
 
     def _teacher(self, original: nn.Module | None, task: Task) -> nn.Module:
         if self.teacher is None:
@@ -229,12 +221,46 @@ def _projected(student: Heard, place: int, pair: Pair, value: Tensor) -> Tensor:
     return student.projections[str(place)](value.movedim(pair.project, -1)).movedim(-1, pair.project)
 
 
-def _lesson(graph: nn.Module, teacher: nn.Module, plan: DistillPlan, task: Task) -> Lesson:
+def taught(
+    student: nn.Module, teacher: nn.Module, plan: DistillPlan, tools: Tools, *, who: str = "Distill", instead: str = ""
+) -> nn.Module:
+    """A copy of `student` that learned what `plan` says.
+
+    Args:
+        student: a graph where an objective names positions.
+        teacher: what it learns from.
+        plan: the objectives, and the settings of the training.
+        tools: gives the task; its folder keeps a checkpoint after each epoch.
+        who: the method that asks, for messages and for the checkpoint's name.
+        instead: as for `check_teacher`.
+
+    Raises:
+        PlanError: as for `Distill.plan`.
+    """
+    assert tools.task is not None
+    lesson = lesson_of(student, teacher, plan, tools.task, who=who, instead=instead)
+    checkpoint = Path(tools.folder) / f"{who.lower()}.safetensors" if tools.folder else None
+    trained = fit(
+        lesson.student(),
+        tools.task,
+        plan.settings,
+        objective=lesson.objective(),
+        report=tools.report,
+        checkpoint=checkpoint,
+    )
+    return trained.model
+
+
+def lesson_of(
+    graph: nn.Module, teacher: nn.Module, plan: DistillPlan, task: Task, *, who: str = "Distill", instead: str = ""
+) -> Lesson:
+    """Who learns what from whom, checked. Arguments and errors: `taught`."""
     for objective in plan.objectives:
         if isinstance(objective, Logits):
-            check_teacher(graph, teacher, task, who="Distill", instead="Outputs() or FineTune", dim=objective.dim)
+            mend = instead or "Outputs() or FineTune"
+            check_teacher(graph, teacher, task, who=who, instead=mend, dim=objective.dim)
         elif isinstance(objective, Outputs):
-            _check_outputs(graph, teacher, task, who="Distill", dim=None)
+            _check_outputs(graph, teacher, task, who=who, dim=None)
     related = min(plan.settings.batch_size, len(task.train))
     if related < MIN_RELATED and any(isinstance(objective, Relations) for objective in plan.objectives):
         raise PlanError(
@@ -281,19 +307,6 @@ def _compared(
 
 def _value_taps(graph: GraphModule, name: str, *, whose: str) -> tuple[Tap, ...]:
     return (value_tap(graph, name, whose=whose),)
-
-
-def soft_targets(teacher: nn.Module, temperature: float, *, example_inputs: tuple[Tensor, ...]) -> Any:
-    """The objective of learning a teacher's soft answers alone, for any student; works on a copy, in eval mode."""
-    teacher = copy.deepcopy(teacher).eval()
-    channels_last_(teacher, example_inputs)
-
-    def soft_target_loss(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = teacher(*inputs)
-        return distillation_loss(model(*inputs), wanted, temperature=temperature)
-
-    return soft_target_loss
 
 
 def check_teacher(student: nn.Module, teacher: nn.Module, task: Task, *, who: str, instead: str, dim: int = 1) -> None:

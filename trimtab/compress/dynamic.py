@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule
 
-from trimtab.compress.calibration import LINEAR, PRODUCTS
+from trimtab.compress.calibration import LINEAR, PRODUCTS, require_floats
 from trimtab.compress.packing import (
     PackPlan,
     finished_,
@@ -21,7 +21,6 @@ from trimtab.compress.packing import (
     packed_nearest,
     planned,
     quantize_inputs_,
-    require_floats,
     require_same_layers,
 )
 from trimtab.compress.quantize import usable_bits

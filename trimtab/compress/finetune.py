@@ -6,6 +6,7 @@ Cost: `epochs` over the training data.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
+from trimtab.compress.calibration import require_floats
+from trimtab.compress.zeros import keeping_zeros, take_weights_
 from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.train.loop import fit, num_steps
@@ -54,14 +57,19 @@ class FineTune:
         return "fine-tune"
 
     def plan(self, graph: GraphModule | nn.Module, task: Task) -> FineTunePlan:
-        """The settings that `apply` will train with."""
+        """The settings that `apply` will train with.
+
+        Raises:
+            PlanError: the graph holds integers.
+        """
+        require_floats(graph, "FineTune")
         # `lr` is one for AdamW, whatever the model was trained with.
         changed = {"epochs": self.epochs, "lr": self.lr, "optimizer": "adamw", "schedule": None}
         settings = dataclasses.replace(task.fit or Fit(), **changed)  # type: ignore[arg-type]
         return FineTunePlan(settings, num_steps(task, settings))
 
     def apply(self, graph: GraphModule, plan: FineTunePlan, tools: Tools) -> GraphModule:
-        """A copy of `graph` that was trained further, in eval mode.
+        """A copy of `graph` that was trained further, in eval mode; zeros of sparse weights stay zeros.
 
         Raises:
             PlanError: there is no task to learn from.
@@ -69,4 +77,6 @@ class FineTune:
         if tools.task is None:
             raise PlanError("FineTune needs the task to learn from; got Tools(task=None). Give Tools(task=...).")
         checkpoint = Path(tools.folder) / "finetune.safetensors" if tools.folder else None
-        return fit(graph, tools.task, plan.settings, report=tools.report, checkpoint=checkpoint)
+        student = keeping_zeros(graph)
+        trained = fit(student, tools.task, plan.settings, report=tools.report, checkpoint=checkpoint)
+        return take_weights_(copy.deepcopy(graph), trained.state_dict())

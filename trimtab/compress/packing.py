@@ -17,7 +17,7 @@ from trimtab.core import Precision, Skip
 from trimtab.errors import PlanError
 from trimtab.graph.calls import arguments, set_argument_
 from trimtab.graph.capture import get_tensor, set_tensor_, without_unread_
-from trimtab.graph.packed import BITS, QUANTIZE_NOW, UNPACK, decode, encode, pack, precision_of
+from trimtab.graph.packed import BITS, QUANTIZE_NOW, UNPACK, decode, encode, pack
 from trimtab.graph.shapes import refresh_shapes_
 
 WITH_WEIGHT = (*LINEAR, *CONVOLUTIONS, *PRODUCTS)
@@ -76,19 +76,6 @@ class Packed:
     codes: Tensor
     scales: Tensor | None = None
     zeros: Tensor | None = None
-
-
-def require_floats(graph: GraphModule, name: str) -> None:
-    """Refuse a graph that is quantized already.
-
-    Raises:
-        PlanError: it is.
-    """
-    if found := precision_of(graph):
-        raise PlanError(
-            f"{name}: the graph holds {found} weights already, and rounding them twice adds up. "
-            "Give it the model before quantization."
-        )
 
 
 def fixed_layers(graph: GraphModule, what: str, targets: Iterable[Any]) -> tuple[list[Layer], tuple[Skip, ...]]:

@@ -30,6 +30,7 @@ from trimtab.compress.calibration import MAX_FEATURES, Layer, batches, calibrati
 from trimtab.compress.kmeans import kmeans, nearest
 from trimtab.compress.prune import as_graph
 from trimtab.compress.tables import table
+from trimtab.compress.zeros import is_sparse
 from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor, set_tensor_
@@ -40,8 +41,6 @@ from trimtab.train.loop import fit
 aten = torch.ops.aten
 LARGEST_HALF = 65504.0
 DAMPING = 1e-2
-# Fewer zeros than this share of a weight are chance.
-ZEROS_COUNT_FROM = 0.01
 
 
 @dataclass(frozen=True)
@@ -255,7 +254,7 @@ class Palette:
         mass = torch.ones_like(values)
         if self.weighted and seen is not None:
             mass = seen.mean_squares(weight.shape).reshape(groups, -1)
-        keeps_zeros = float((values == 0).double().mean()) >= ZEROS_COUNT_FROM
+        keeps_zeros = is_sparse(weight)
         if keeps_zeros:  # they stand aside, as numbers without weight where another is
             there = values.abs().argmax(1, keepdim=True)
             mass, values = mass * (values != 0), torch.where(values == 0, values.gather(1, there), values)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from trimtab.compress.allocate import Budget, Cost, choice, knapsack, ranked_together
-from trimtab.compress.calibration import DATA_FREE, calibration, layer_of
+from trimtab.compress.calibration import DATA_FREE, calibration, layer_of, require_floats
 from trimtab.compress.compensate import compensate_, solvable
 from trimtab.compress.factors import Heads, disjoint
 from trimtab.compress.importance import MEASURES, NEED_DATA, NO_VALUES, Scores, importances
@@ -332,9 +332,10 @@ def as_graph(model: GraphModule | nn.Module, task: Task | None, *, method: str) 
     """`model` as one graph: captured with inputs of the task's select split if it is not one already.
 
     Raises:
-        PlanError: it is not, and there is no task.
+        PlanError: it is not, and there is no task; or it holds integers.
     """
     if isinstance(model, GraphModule):
+        require_floats(model, method)
         return model
     if task is None:
         raise PlanError(

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from trimtab.compress.distill import check_teacher, soft_targets
+from trimtab.compress.distill import DistillPlan, taught
+from trimtab.compress.objectives import Logits
 from trimtab.compress.quantize import SAME_SCALE, Quantize, QuantizePlan
 from trimtab.compress.scales import WeightScale, top
 from trimtab.core import Fit, Skip, Task, Tools
@@ -165,13 +166,12 @@ def train_rounded(graph: GraphModule, plan: QATPlan, tools: Tools) -> GraphModul
             f"original={type(tools.original).__name__}). Give Tools(task=..., original=...)."
         )
     Quantize().apply(graph, plan.start, tools)  # refuses a plan for another graph, before any training
-    objective = None
-    if plan.learn_from == "original" and tools.original is not None:
-        check_teacher(graph, tools.original, tools.task, who="QAT", instead='QAT(learn_from="labels")')
-        objective = soft_targets(tools.original, TEMPERATURE, example_inputs=tools.task.train.inputs)
-    checkpoint = Path(tools.folder) / "qat.safetensors" if tools.folder else None
     rounded = fake_quantized(graph, plan.start)
-    return fit(rounded, tools.task, plan.settings, objective=objective, report=tools.report, checkpoint=checkpoint)
+    if plan.learn_from == "original" and tools.original is not None:
+        lesson = DistillPlan(plan.settings, (Logits(TEMPERATURE),), plan.steps)
+        return taught(rounded, tools.original, lesson, tools, who="QAT", instead='QAT(learn_from="labels")')  # type: ignore[return-value]
+    checkpoint = Path(tools.folder) / "qat.safetensors" if tools.folder else None
+    return fit(rounded, tools.task, plan.settings, report=tools.report, checkpoint=checkpoint)
 
 
 def fake_quantized(graph: GraphModule, plan: QuantizePlan) -> GraphModule:

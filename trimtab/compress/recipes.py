@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trimtab.compress.distill import Distill
+from trimtab.compress.order import refuse_order
 from trimtab.compress.prune import Prune
 from trimtab.compress.quantize import Quantize
 from trimtab.core import Method, Recipe
@@ -21,3 +22,14 @@ def default_recipes() -> tuple[Recipe, ...]:
     integers: tuple[Method, ...] = (Quantize(),)
     recipes = [Recipe(methods) for stem in stems for methods in (stem, stem + integers)]
     return tuple(recipe for recipe in recipes if recipe.methods)
+
+
+def recipes_to_try(asked: tuple[Recipe, ...] | None) -> tuple[Recipe, ...]:
+    """Those that were asked for, else the default ones.
+
+    Raises:
+        PlanError: the order of one cannot work.
+    """
+    for recipe in asked or ():
+        refuse_order(recipe)
+    return default_recipes() if asked is None else asked

@@ -17,7 +17,16 @@ import torch
 from torch.fx import GraphModule
 
 from trimtab.compress.bits import fewest_bits
-from trimtab.compress.calibration import CONVOLUTIONS, LINEAR, MAX_FEATURES, PRODUCTS, Layer, batches, calibration
+from trimtab.compress.calibration import (
+    CONVOLUTIONS,
+    LINEAR,
+    MAX_FEATURES,
+    PRODUCTS,
+    Layer,
+    batches,
+    calibration,
+    require_floats,
+)
 from trimtab.compress.compensate import Walk, gather, solve, write_
 from trimtab.compress.gptq import gptq
 from trimtab.compress.packing import (
@@ -29,7 +38,6 @@ from trimtab.compress.packing import (
     pack_,
     packed_nearest,
     planned,
-    require_floats,
     require_same_layers,
     values_of,
 )

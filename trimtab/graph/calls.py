@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch._ops import OpOverload
 from torch.fx import Node
 
 
 def arguments(node: Node) -> dict[str, Any]:
-    """All arguments of a call of an ATen op by their names in its schema, defaults included."""
-    given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False))  # type: ignore[union-attr]
-    defaults = {a.name: a.default_value for a in node.target._schema.arguments if a.has_default_value()}  # type: ignore[union-attr]
+    """All arguments of a call of an ATen op by their names in its schema, defaults included.
+
+    Python's own functions, which take a tuple apart or count sizes, have no schema: of them what is given by name.
+    """
+    if not isinstance(node.target, OpOverload):
+        return dict(node.kwargs)
+    schema = node.target._schema.arguments
+    given = dict(zip((a.name for a in schema), node.args, strict=False))
+    defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
     return defaults | given | node.kwargs
+
+
+def writes(node: Node) -> bool:
+    """Whether `node` calls an ATen op that changes a tensor it is given."""
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def position(node: Node, argument: str) -> int:

@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from trimtab.errors import CaptureError
+from trimtab.graph.calls import writes
 from trimtab.graph.modes import live_modes_
 from trimtab.graph.plain import plain_forms_
 from trimtab.graph.regions import inlined_regions_
@@ -172,8 +173,7 @@ def _own(raw: GraphModule, inputs: tuple[Tensor, ...]) -> GraphModule:
 
 def _refuse_writing_weights(raw: GraphModule, node: Node) -> None:
     written = node.args[0] if node.args else None
-    in_place = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-    if in_place and isinstance(written, Node) and written.op == "get_attr":
+    if writes(node) and isinstance(written, Node) and written.op == "get_attr":
         name = str(written.target)
         if isinstance(get_tensor(raw, name), nn.Parameter):
             raise CaptureError(
