@@ -31,6 +31,7 @@ from trimtab.errors import MetricError, PlanError, RunError, RuntimeFailed
 from trimtab.files import write_atomic
 from trimtab.graph.capture import capture
 from trimtab.graph.save import load_graph, save_graph
+from trimtab.measure.machine import same_machine, stamp
 from trimtab.measure.provable import unprovable
 from trimtab.measure.quality import Scores, graded, held_against, value
 from trimtab.measure.verdict import chance_of_all
@@ -147,12 +148,31 @@ def bench_of(job: Job, original: Built) -> Bench:
     """The original's scores on `select`, in eager fp32, which every trial is held against.
 
     What they show that no trial could prove is told now, before any is made.
+
+    Raises:
+        RunError: the run was begun on another machine.
     """
+    _require_machine(job.held)
     reference = _graded(job.task, job.goal, original)
     for warning in unprovable(job.task, job.goal, reference, job.task.select):
         job.show.warn(warning)
         job.held.log(f"warning: {warning}")
     return Bench(job.task, job.target, job.goal, reference)
+
+
+def _require_machine(held: Study) -> None:
+    """Refuse to go on with a run on another machine: latencies are compared only within one.
+
+    Raises:
+        RunError: the run's latencies were taken elsewhere.
+    """
+    before, here = held.once("machine", stamp, dict[str, Any]), stamp()
+    if not same_machine(before, here):
+        raise RunError(
+            f"{held.folder} was measured on {before['cpu']}, {before['cores']} cores, and this is {here['cpu']}, "
+            f"{here['cores']} cores: latencies of two machines say nothing of each other. Go on where it began, or "
+            "choose another folder with --run FOLDER."
+        )
 
 
 def free_baselines(job: Job, bench: Bench, original: Built, runtimes: tuple[str, ...]) -> tuple[list[Trial], Tried]:

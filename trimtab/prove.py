@@ -19,6 +19,7 @@ from trimtab.measure.verdict import judge
 from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE, Contender, Story, assemble, steps
 from trimtab.report.html import page
 from trimtab.runtimes.evaluate import gain_over, measurements, race
+from trimtab.runtimes.profile import profile
 from trimtab.runtimes.trial import FREE, arrays
 from trimtab.search.space import best_free, cost
 from trimtab.search.study import IDENTITY_FILE, LOG_FILE
@@ -60,7 +61,9 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> dic
         )
         for role, trial in picked.items()
     ]
-    story = _story(job, free, ended, choice)
+    two = {role: files[role] for role in (BEST_FREE, CHOSEN)}
+    more = {"profile": cattrs.unstructure(profile(two, arrays(split), target=target, report=job.show.step))}
+    story = _story(job, free, ended, choice, more)
     return assemble(story, contenders, verdict, split=split)
 
 
@@ -72,7 +75,7 @@ def _picked(job: Job, free: list[Trial], choice: Trial) -> dict[str, Trial]:
     }
 
 
-def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> Story:
+def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial, more: dict[str, Any]) -> Story:
     tried = _of(ended, choice)
     recipe = tried.recipe if tried else Recipe()
     names = [FREE, *(Recipe(recipe.methods[: end + 1]).name for end in range(len(recipe.methods)))]
@@ -93,7 +96,7 @@ def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> St
         folder=str(job.held.folder),
         recipe=tuple({"method": s.method, "settings": s.settings} for s in (tried.stages if tried else ())),
         data=read_json(job.held.folder / IDENTITY_FILE)["data"],
-        attribution={**_attribution(job, tried, choice), "timeline": timeline(job.held.folder / LOG_FILE)},
+        attribution={**more, **_attribution(job, tried, choice), "timeline": timeline(job.held.folder / LOG_FILE)},
     )
 
 

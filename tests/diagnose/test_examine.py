@@ -133,3 +133,22 @@ def test_optimize_warns_of_it_and_writes_it_to_the_log(tmp_path: Path, capsys: p
         bench_of(Job(task, small.TARGET, tt.Goal(drop=0.001), held, show, ""), Built(graph, tmp_path, ()))
     assert "warning: accuracy: on 600 verify samples" in capsys.readouterr().err
     assert "warning: accuracy: on 600 verify samples" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_run_that_was_measured_elsewhere_is_not_gone_on_with(tmp_path: Path) -> None:
+    from trimtab.attempt import Job, bench_of
+    from trimtab.compress.build import Built
+    from trimtab.errors import RunError
+    from trimtab.files import read_json, write_json
+    from trimtab.report.terminal import Progress
+    from trimtab.search.study import study
+
+    model, task = digits()
+    built = Built(tt.capture(model, task.select.batch(slice(0, 2)).inputs), tmp_path, ())
+    with study(tmp_path / "run", {}) as held, Progress(quiet=True) as show:
+        job = Job(task, small.TARGET, tt.Goal(), held, show, "")
+        bench_of(job, built)
+        bench_of(job, built)
+        write_json(tmp_path / "run" / "machine.json", read_json(tmp_path / "run" / "machine.json") | {"cores": 96})
+        with pytest.raises(RunError, match=r"96 cores, and this is .* Go on where it began"):
+            bench_of(job, built)

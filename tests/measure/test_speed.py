@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from trimtab.errors import RuntimeFailed
 from trimtab.measure.speed import Timing, block_spread, interleave, latency, percentile, tails, throughput
 
 
@@ -98,3 +99,18 @@ def test_throughput_counts_all_time_not_the_median() -> None:
     measured = throughput(Timing((1.0, 1.0, 1.0, 7.0), (1.0, 4.0)), batch_size=10)
     assert measured.value == pytest.approx(4000.0)
     assert (measured.low, measured.high) == (2500.0, 10_000.0)
+
+
+def test_a_block_in_which_the_clock_went_back_is_timed_again_and_counted() -> None:
+    blocks = iter([[1.0, -5.0], [1.0, 0.0], [2.0, 2.0], [3.0, 3.0]])
+    timing = interleave({"a": lambda _: next(blocks)}, rounds=2, block=2, warmup=0, extra=0)["a"]
+    assert (timing.samples_ms, timing.jumps) == ((2.0, 2.0, 3.0, 3.0), 2)
+    with pytest.raises(RuntimeFailed, match=r"clock went back while a was timed, in 4 blocks .* -1 ms"):
+        interleave({"a": lambda k: [-1.0] * k}, rounds=1, block=2, warmup=0)
+
+
+def test_a_leap_of_the_clock_is_kept_and_told() -> None:
+    samples = iter([1.0] * 9 + [60_000.0])
+    timing = interleave({"a": lambda k: [next(samples) for _ in range(k)]}, rounds=1, block=10, warmup=0, extra=0)["a"]
+    assert (timing.leaps, max(timing.samples_ms)) == (1, 60_000.0)
+    assert interleave({"a": lambda k: [900.0] * k}, rounds=1, block=4)["a"].leaps == 0

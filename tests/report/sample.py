@@ -209,6 +209,22 @@ def timeline() -> list[Evidence]:
     return rows
 
 
+def profile() -> Evidence:
+    cases = [
+        {
+            "role": role,
+            "batch_size": size,
+            "threads": threads,
+            "latency": measurement("latency_ms", ms * size**0.8 / threads**0.5, "ms"),
+            "throughput": measurement("throughput_per_s", 1000 * size**0.2 * threads**0.5 / ms, "1/s"),
+        }
+        for threads in (1, 2)
+        for size in (1, 8, 32)
+        for role, ms in (("best_free", TRIALS[BEST_FREE][4]), ("chosen", TRIALS[CHOSEN][4]))
+    ]
+    return {"cases": cases, "cold_start_s": {"best_free": [0.4, 0.5], "chosen": [0.3, 0.3]}}
+
+
 def many(num: int = 500) -> Evidence:
     """The same run, had it tried hundreds of candidates."""
     found = evidence()
@@ -295,6 +311,7 @@ def evidence() -> Evidence:
         "sensitivity": sensitivity(),
         "staircase": staircase(),
         "timeline": timeline(),
+        "profile": profile(),
         "latency_samples": latency_samples(),
         "examples": examples(),
         "reproduce": {"command": "trimtab optimize fashion --keep 0.99", "seed": 0},
@@ -331,7 +348,7 @@ def failed() -> Evidence:
         "reason": "Not faster than the best free baseline: latency 0.83x [0.80, 0.87].",
     }
     found["rows"][2] |= {"word": "FAIL", "gain": ratio(0.83)}
-    bare = {key: [] for key in ("layers", "sensitivity", "staircase", "timeline")} | {"coverage": None}
+    bare = {key: [] for key in ("layers", "sensitivity", "staircase", "timeline")} | {"coverage": None, "profile": None}
     return found | {"examples": [], "steps": [], "skipped": [], "latency_samples": {}, **bare}
 
 

@@ -141,7 +141,7 @@ def test_empty_parts_are_left_out(part: str) -> None:
 
 def test_evidence_of_before_has_a_page_too() -> None:
     evidence = sample.evidence()
-    for part in ("layers", "coverage", "sensitivity", "staircase", "timeline"):
+    for part in ("layers", "coverage", "sensitivity", "staircase", "timeline", "profile"):
         del evidence[part]
     assert "Result" in outline(page(evidence)).text
 
@@ -157,6 +157,13 @@ def test_steps_layers_and_coverage_are_told_in_words_too() -> None:
     assert [attrs["class"] for attrs in squares] == ["float", *["int8"] * 13, "float"]
     assert squares[0]["title"] == "conv2d: in floating point (alone this layer moves the outputs by 0.11)"
     assert "64 to 32 channels" in found.text
+
+
+def test_other_batch_sizes_and_threads_are_compared_with_the_baseline() -> None:
+    text = " ".join(outline(page(sample.evidence())).text.split())
+    assert "the best free baseline 0.5 s and the chosen one 0.3 s" in text
+    assert "322 threads" in text, "a batch of 32 on 2 threads"
+    assert text.count("2.9\N{MULTIPLICATION SIGN}") >= 6
 
 
 def test_text_and_sound_are_shown_as_such_with_what_became_of_the_score() -> None:

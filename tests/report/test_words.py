@@ -73,3 +73,10 @@ def test_what_others_used_of_the_machine_is_told_where_it_is_much() -> None:
     assert words.disturbance(found).startswith("Others kept 0.2 cores busy meanwhile;")
     found["rows"][2]["others_cores"] = None
     assert words.disturbance(found) == ""
+
+
+def test_a_clock_that_jumped_is_told() -> None:
+    rows = [{"name": "a", "jumps": 2, "leaps": 0}, {"name": "b", "jumps": 1, "leaps": 4}]
+    told = words.disturbance({"rows": rows})
+    assert "went back in 3 blocks, which were timed again" in told
+    assert "leapt, in 4 calls" in told

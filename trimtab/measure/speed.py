@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from trimtab.core import Measurement
+from trimtab.errors import RuntimeFailed
 from trimtab.measure.stats import median_interval, quantile_interval
 
+MOST_JUMPS = 3
+LEAP_MS, LEAP_TIMES = 1000.0, 1000.0
 Timer = Callable[[int], list[float]]
 
 
@@ -23,12 +26,16 @@ class Timing:
     """Every latency that was measured for one candidate, and the median of each of its M blocks, in ms.
 
     disturbed: the blocks still disagreed when the extra rounds were used up. extra_rounds: how many were added.
+    jumps: blocks that were timed again, as the clock had gone back in them. leaps: samples of over a second and 1,000
+    times the median, as when the machine sleeps; they are kept.
     """
 
     samples_ms: tuple[float, ...]
     block_medians: tuple[float, ...]
     disturbed: bool = False
     extra_rounds: int = 0
+    jumps: int = 0
+    leaps: int = 0
 
     @property
     def spread(self) -> float:
@@ -67,6 +74,9 @@ def interleave(
         extra: how many rounds may be added for that.
         report: is told (rounds done, rounds planned, the candidate's name).
 
+    Raises:
+        RuntimeFailed: the clock goes back again and again.
+
     >>> timings = interleave({"a": lambda k: [2.0] * k, "b": lambda k: [1.0] * k}, rounds=3, block=4)
     >>> len(timings["a"].samples_ms), timings["b"].block_medians, timings["b"].disturbed
     (12, (1.0, 1.0, 1.0), False)
@@ -79,19 +89,52 @@ def interleave(
             timers[name](warmup)
     samples: dict[str, list[float]] = {name: [] for name in names}
     medians: dict[str, list[float]] = {name: [] for name in names}
+    jumps = dict.fromkeys(names, 0)
     done = 0
     while done < rounds or (done < rounds + extra and _restless(medians, max_spread)):
         for turn in range(len(names)):
             name = names[(done + turn) % len(names)]
-            latencies = timers[name](block)
-            assert len(latencies) == block, f"the timer of {name} returned {len(latencies)} latencies for {block}"
+            latencies, again = _block(name, timers[name], block)
+            jumps[name] += again
             samples[name] += latencies
             medians[name].append(float(np.median(latencies)))
             if report:
                 report(done, max(rounds, done + 1), name)
         done += 1
     restless = _restless(medians, max_spread)
-    return {name: Timing(tuple(samples[name]), tuple(medians[name]), name in restless, done - rounds) for name in names}
+    return {
+        name: Timing(
+            tuple(samples[name]),
+            tuple(medians[name]),
+            name in restless,
+            done - rounds,
+            jumps[name],
+            _leaps(samples[name]),
+        )
+        for name in names
+    }
+
+
+def _block(name: str, timer: Timer, block: int) -> tuple[list[float], int]:
+    """The latencies of one block, and how often it was timed again because the clock had gone back in it.
+
+    Raises:
+        RuntimeFailed: the clock goes back every time.
+    """
+    for again in range(1 + MOST_JUMPS):
+        latencies = timer(block)
+        assert len(latencies) == block, f"the timer of {name} returned {len(latencies)} latencies for {block}"
+        if all(0 < ms < float("inf") for ms in latencies):
+            return latencies, again
+    raise RuntimeFailed(
+        f"The clock went back while {name} was timed, in {1 + MOST_JUMPS} blocks one after the other (a latency of "
+        f"{min(latencies):g} ms). No latency can be measured on this machine: mend its clock, or use another."
+    )
+
+
+def _leaps(samples: list[float]) -> int:
+    limit = max(LEAP_MS, LEAP_TIMES * float(np.median(samples)))
+    return sum(ms > limit for ms in samples)
 
 
 def _restless(medians: Mapping[str, list[float]], max_spread: float) -> list[str]:

@@ -39,7 +39,7 @@ class Contender:
 class Story:
     """How the run came to its choice. recipe: method and settings of each step; data: the hash of the task's data.
 
-    attribution: more parts of the evidence: `layers`, `coverage`, `sensitivity`, `staircase`, `timeline`.
+    attribution: more parts of the evidence: `layers`, `coverage`, `sensitivity`, `staircase`, `timeline`, `profile`.
     """
 
     task: Task
@@ -178,6 +178,8 @@ def _row(contender: Contender, metric: Metric, verdict: Verdict) -> dict[str, An
         "gain": cattrs.unstructure(contender.gain) if contender.gain else None,
         "word": verdict.word if chosen else None,
         "disturbed": contender.timing.disturbed,
+        "jumps": contender.timing.jumps,
+        "leaps": contender.timing.leaps,
         "others_cores": contender.others_cores,
         "more": {name: m for name, m in named.items() if name not in ("latency_ms", "size_bytes", "memory_bytes")},
     }

@@ -127,6 +127,36 @@ def staircase(evidence: Evidence) -> str:
     )
 
 
+def serving(evidence: Evidence) -> str:
+    """Other batch sizes and threads, and the cold start: the chosen file beside the best free baseline."""
+    found = evidence.get("profile")
+    if not found or not found["cases"]:
+        return ""
+    rows = []
+    cases = {(case["threads"], case["batch_size"], case["role"]): case for case in found["cases"]}
+    for threads, size in sorted({key[:2] for key in cases}):
+        free, own = cases[threads, size, "best_free"], cases[threads, size, "chosen"]
+        here = (threads, size) == (evidence["target"]["threads"], evidence["target"]["batch_size"])
+        cells = [
+            f"{size}" + small(f"{threads} thread{'s' if threads > 1 else ''}"),
+            *(escape(words.milliseconds(case["latency"]["value"])) for case in (free, own)),
+            *(escape(words.significant(case["throughput"]["value"])) for case in (free, own)),
+            escape(words.factor(free["latency"]["value"] / own["latency"]["value"])),
+        ]
+        rows.append(("main" if here else "", cells))
+    starts = [
+        f"{name} {words.duration(sum(found['cold_start_s'][role]) / len(found['cold_start_s'][role]))}"
+        for role, name in (("best_free", "the best free baseline"), ("chosen", "the chosen one"))
+    ]
+    headers = ("batch", "latency, best free", "latency, chosen", "samples/s, best free", "samples/s, chosen", "times")
+    return section(
+        "serving",
+        "At other batch sizes and threads",
+        table(headers, rows, caption="Latency and throughput at other batch sizes and threads"),
+        f"In turns; what the verdict is about stands out. From no process to the first answer: {' and '.join(starts)}.",
+    )
+
+
 def timeline(evidence: Evidence) -> str:
     """What the run did when."""
     found = evidence.get("timeline", ())

@@ -14,7 +14,7 @@ import numpy as np
 from trimtab.measure.verdict import NOUN
 from trimtab.report import words
 from trimtab.report.examples import examples
-from trimtab.report.figures import coverage_map, layers, sensitivity, staircase, timeline, waterfall
+from trimtab.report.figures import coverage_map, layers, sensitivity, serving, staircase, timeline, waterfall
 from trimtab.report.figures import plot_data as more_plot_data
 from trimtab.report.parts import Evidence, badge, section, small, table
 from trimtab.report.usage import usage
@@ -74,6 +74,7 @@ def body(evidence: Evidence) -> str:
         sensitivity,
         staircase,
         _spread,
+        serving,
         examples,
         _skipped,
         timeline,

@@ -190,4 +190,12 @@ def disturbance(evidence: Mapping[str, Any]) -> str:
         told.append(
             f"Others kept {others:.1f} cores busy meanwhile; taken in turns, the ratios bear that, times do not."
         )
+    jumps = sum(row.get("jumps") or 0 for row in evidence["rows"])
+    leaps = sum(row.get("leaps") or 0 for row in evidence["rows"])
+    if jumps:
+        told.append(f"The clock went back in {jumps} blocks, which were timed again.")
+    if leaps:
+        told.append(
+            f"The machine slept, or the clock leapt, in {leaps} calls: they are kept, and spoil means and tails."
+        )
     return " ".join(told)
