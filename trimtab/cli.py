@@ -93,6 +93,9 @@ def optimize(
     model: Annotated[
         Path | None, typer.Option(help="A saved model's folder (of train or prune) instead of the task's own.")
     ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Send trials to tensorboard or mlflow too, or to KIND:WHERE; repeatable.")
+    ] = None,
     *,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress display.")] = False,
 ) -> None:
@@ -113,14 +116,18 @@ def optimize(
     from trimtab.report.terminal import summary
     from trimtab.tasks.resolve import resolve
     from trimtab.teach.train import trained_by
+    from trimtab.track import require_trackers, tracked
 
+    require_trackers(track or ())
     goal = Goal(minimise.value, keep=keep, drop=drop, confidence=confidence, minutes=minutes)
     allowed = tuple(runtimes) if runtimes else None
     target = Target("cpu", allowed, batch_size, threads, price_per_hour, watts)
     command = shlex.join(["trimtab", *sys.argv[1:]])
     fresh, described = resolve(task)
     started = trained_by(model, described) if model else (fresh, described)
-    artifact = run_pipeline(*started, target=target, goal=goal, run=run, quiet=quiet, command=command)
+    folder = run or Path("runs") / started[1].name
+    with tracked(folder, track or ()):
+        artifact = run_pipeline(*started, target=target, goal=goal, run=folder, quiet=quiet, command=command)
     summary(artifact.evidence, console=Console())
     raise typer.Exit(EXIT_CODES[artifact.verdict.word])
 

@@ -35,6 +35,7 @@ ORDER = [
     ["attempt", "attribute", "teach"],
     ["prove"],
     ["pipeline", "recheck", "watch"],
+    ["track"],
     ["cli"],
 ]
 RANK = {room: rank for rank, line in enumerate(ORDER) for room in line}
@@ -122,10 +123,11 @@ def test_no_flag_exists_that_python_lacks() -> None:
     from trimtab.recheck import verify
     from trimtab.teach.train import train
     from trimtab.teach.verify import verify_resume
+    from trimtab.track import tracked
     from trimtab.watch import PORT, watch
 
     fields = {field.name for value in (Goal, Target) for field in dataclasses.fields(value)}
-    known = fields | set(inspect.signature(pipeline.optimize).parameters)
+    known = fields | set(inspect.signature(pipeline.optimize).parameters) | set(inspect.signature(tracked).parameters)
     flags = set(inspect.signature(cli.optimize).parameters)
     assert flags <= known, flags - known
     pairs = ((cli.run, pipeline.run), (cli.report, pipeline.rewrite_report), (cli.verify_resume, verify_resume))
