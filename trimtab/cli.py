@@ -22,6 +22,12 @@ USER_ERROR = 3
 INTERRUPTED = 130
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
+TaskName = Annotated[
+    str, typer.Argument(help="A built-in task (fashion), FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.")
+]
+Runtimes = Annotated[list[str] | None, typer.Option(help="Runtime to allow; repeat for more (default: all).")]
+Drop = Annotated[float | None, typer.Option(help="Allowed loss in the metric's own units, instead of --keep.")]
+
 
 class Minimise(str, Enum):  # noqa: UP042 - typer shows the values of a str enum
     """What the goal can minimise."""
@@ -68,19 +74,13 @@ def root() -> None:
 
 @app.command()
 def optimize(
-    task: Annotated[
-        str, typer.Argument(help="A built-in task (fashion), FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.")
-    ],
+    task: TaskName,
     minimise: Annotated[Minimise, typer.Option(help="What to make small.")] = Minimise.latency_ms,
     keep: Annotated[float, typer.Option(help="Fraction of the metric that must stay, e.g. 0.99.")] = 0.99,
-    drop: Annotated[
-        float | None, typer.Option(help="Allowed loss in the metric's own units, instead of --keep.")
-    ] = None,
+    drop: Drop = None,
     confidence: Annotated[float, typer.Option(help="One-sided confidence of the verdict.")] = 0.95,
     minutes: Annotated[float | None, typer.Option(help="Time limit of the search.")] = None,
-    runtimes: Annotated[
-        list[str] | None, typer.Option(help="Runtime to allow; repeat for more (default: all).")
-    ] = None,
+    runtimes: Runtimes = None,
     batch_size: Annotated[int, typer.Option(help="Batch size to be fast at.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads of the serving process.")] = 1,
     price_per_hour: Annotated[
@@ -134,9 +134,7 @@ def optimize(
 
 @app.command()
 def prune(
-    task: Annotated[
-        str, typer.Argument(help="A built-in task (fashion), FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.")
-    ],
+    task: TaskName,
     ratio: Annotated[float | None, typer.Option(help="Share of the channels that goes, e.g. 0.4.")] = None,
     importance: Annotated[Importance, typer.Option(help="Which channels matter.")] = Importance.magnitude,
     allocation: Annotated[
@@ -192,9 +190,7 @@ def prune(
 
 @app.command()
 def train(
-    task: Annotated[
-        str, typer.Argument(help="A built-in task (fashion), FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.")
-    ],
+    task: TaskName,
     until: Annotated[str | None, typer.Option(help="Stop once select reaches it, e.g. accuracy=0.9.")] = None,
     budget: Annotated[str | None, typer.Option(help="Stop when it is spent: 90s, 10m or 2h.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the task's.")] = None,
@@ -235,9 +231,7 @@ def train(
 
 @app.command()
 def verify_resume(
-    task: Annotated[
-        str, typer.Argument(help="A built-in task (fashion), FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.")
-    ],
+    task: TaskName,
     steps: Annotated[int, typer.Option(help="Steps before the kill, and again after it.")] = 10,
 ) -> None:
     """Kill a task's training, resume it in a new process, and compare with one that was never stopped, bit for bit.
@@ -391,8 +385,8 @@ def doctor(
     ] = None,
     minimise: Annotated[Minimise, typer.Option(help="What to make small.")] = Minimise.latency_ms,
     keep: Annotated[float, typer.Option(help="Fraction of the metric that must stay, e.g. 0.99.")] = 0.99,
-    drop: Annotated[float | None, typer.Option(help="Allowed loss in the metric's own units.")] = None,
-    runtimes: Annotated[list[str] | None, typer.Option(help="Runtime to allow; repeat for more.")] = None,
+    drop: Drop = None,
+    runtimes: Runtimes = None,
     batch_size: Annotated[int, typer.Option(help="Batch size to be fast at.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads of the serving process.")] = 1,
     *,

@@ -159,6 +159,15 @@ def test_steps_layers_and_coverage_are_told_in_words_too() -> None:
     assert "64 to 32 channels" in found.text
 
 
+def test_a_step_that_was_not_measured_is_named_with_the_one_after_it() -> None:
+    evidence = sample.evidence()
+    evidence["steps"][1] |= {"metric": None, "latency_ms": None}
+    found = re.search(r'(?s)<script type="application/json" id="data">(.*?)</script>', page(evidence))
+    assert found is not None
+    names = [step["name"] for step in json.loads(found.group(1))["steps"]]
+    assert names == ["original", "prune .5 + distill", "int8"]
+
+
 def test_other_batch_sizes_and_threads_are_compared_with_the_baseline() -> None:
     text = " ".join(outline(page(sample.evidence())).text.split())
     assert "the best free baseline 0.5 s and the chosen one 0.3 s" in text

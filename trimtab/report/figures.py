@@ -33,7 +33,15 @@ def waterfall(evidence: Evidence) -> str:
 
 
 def _steps(evidence: Evidence) -> list[Mapping[str, Any]]:
-    return [step for step in evidence["steps"] if step["metric"] is not None]
+    """The steps that were measured; one that was not, as training follows it, is named with the one after it."""
+    found: list[Mapping[str, Any]] = []
+    names: list[str] = []
+    for step in evidence["steps"]:
+        names.append(step["step"])
+        if step["metric"] is not None:
+            found.append({**step, "step": " + ".join(names)})
+            names = []
+    return found
 
 
 def _told(evidence: Evidence, step: Mapping[str, Any]) -> str:
