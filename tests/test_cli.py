@@ -486,6 +486,21 @@ def test_doctor_names_every_runtime_and_the_versions(trimtab: Trimtab) -> None:
     assert all(name in said.out for name in (*RUNTIMES, "torch", f"trimtab {told['trimtab']}"))
 
 
+def test_doctor_looks_at_a_task_before_time_is_spent_on_it(trimtab: Trimtab, tmp_path: Path) -> None:
+    before = names(tmp_path)
+    said = trimtab("doctor", "job.py:digits", "--runtimes", "onnxruntime", "--batch-size", "4")
+    assert said.code == 0
+    assert all(
+        words in said.out for words in ("onnxruntime", "Where the time is", "low rank", "a search over the default")
+    )
+    told = json.loads(trimtab("doctor", "job.py:digits", "--runtimes", "onnxruntime", "--json").out)
+    assert told["params"] == 64 * 256 + 256 + 256 * 10 + 10
+    assert {family["name"] for family in told["families"]} >= {"prune", "int8"}
+    assert names(tmp_path) == before, "nothing was written"
+    refused(trimtab("doctor", "job.py:digits", "--runtimes", "tpu"), "tpu")
+    refused(trimtab("doctor", "job.py:digits", "--keep", "2"), "keep=2")
+
+
 # --- pruning alone -------------------------------------------------------------------------------------------------
 
 
