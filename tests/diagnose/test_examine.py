@@ -34,7 +34,7 @@ def seen() -> Examination:
     told: list[str] = []
     goal = tt.Goal(drop=0.001)
     found = examine(*digits(), target=small.TARGET, goal=goal, report=told.append)
-    assert told == ["data", "time and bytes", "methods", "what can be proven", "runtimes", "cost of a search"]
+    assert told == ["data", "time and bytes", "methods", "runtimes", "what can be proven", "cost of a search"]
     return found
 
 

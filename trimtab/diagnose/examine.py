@@ -37,9 +37,10 @@ from trimtab.tasks.check import check, check_model
 from trimtab.train.loop import predict
 
 # After so long no further runtime is tried, so that the whole stays under a minute.
-EXPORTS_UNTIL_S = 38.0
+EXPORTS_UNTIL_S, LEAST_EXPORTS = 30.0, 2
 SLOW_TO_EXPORT = ("inductor",)
-ANSWER_S = 8.0
+ANSWER_S, CHUNK = 6.0, 16
+STEPS_S = 3.0
 STEPS, STEP_SAMPLES, RACE_S, BIG_IMBALANCE, LARGE_VALUE = 4, 8, 10.0, 10, 30.0
 ADAM_COPIES = 4  # weights, gradients and two moments
 
@@ -121,21 +122,29 @@ def examine(
     places = roofline(graph, batch, best, threads=target.threads)
     report("methods")
     could = families(graph, places, target, machine["features"])
-    if task.fit is None:  # else it comes untrained, and its answers tell nothing
-        report("what can be proven")
-        per_sample = sum(place.ms for place in places) / target.batch_size / 1e3
-        few = task.select.batch(slice(0, max(2, int(ANSWER_S / max(per_sample, 1e-9)))))
-        warnings += unprovable(task, goal, graded(task, goal, predict(graph, few.inputs), few), few)
     report("runtimes")
     intakes = _intakes(graph, allowed, target, until=began + EXPORTS_UNTIL_S)
     if intakes and not any(one.takes is not False for one in intakes):
         problems += ("none of the allowed runtimes takes the model",)
+    if task.fit is None:  # else it comes untrained, and its answers tell nothing
+        report("what can be proven")
+        few, answers = _answers(graph, task)
+        warnings += unprovable(task, goal, graded(task, goal, answers, few), few)
     warnings += _hopeless(could, goal)
     report("cost of a search")
     return Examination(
         task.name, machine, data, problems, warnings, num_parameters(graph), macs(graph), _operations(graph), best,
         places, intakes, could, _needs(graph, task, intakes), time.perf_counter() - began,
     )  # fmt: skip
+
+
+def _answers(graph: GraphModule, task: Task) -> tuple[Split, torch.Tensor]:
+    """As many of the first select samples as there is time for, and the graph's answers to them."""
+    began, answers, num = time.perf_counter(), [], 0
+    while num < len(task.select) and (num < CHUNK or time.perf_counter() - began < ANSWER_S):
+        answers.append(predict(graph, tuple(x[num : num + CHUNK] for x in task.select.inputs)))
+        num += CHUNK
+    return task.select.batch(slice(0, num)), torch.cat(answers)
 
 
 def _captured(model: nn.Module, task: Task) -> tuple[GraphModule | None, tuple[str, ...]]:
@@ -194,9 +203,10 @@ def _hopeless(could: tuple[Family, ...], goal: Goal) -> tuple[str, ...]:
 def _intakes(graph: GraphModule, allowed: dict[str, Runtime], target: Target, *, until: float) -> tuple[Intake, ...]:
     """Export to each runtime, the quick ones first, while there is time."""
     named = target.runtimes or ()
-    found = []
+    found: list[Intake] = []
     for name in sorted(allowed, key=lambda name: (name in SLOW_TO_EXPORT, list(RUNTIMES).index(name))):
-        if time.perf_counter() > until or (name in SLOW_TO_EXPORT and name not in named):
+        late = time.perf_counter() > until and len(found) >= LEAST_EXPORTS
+        if late or (name in SLOW_TO_EXPORT and name not in named):
             found.append(Intake(name, None, 0.0, f"not tried, to stay quick: ask for it alone, --runtimes {name}"))
             continue
         began = time.perf_counter()
@@ -244,8 +254,8 @@ def _needs(graph: GraphModule, task: Task, intakes: tuple[Intake, ...]) -> Needs
 
 def _step_seconds(student: GraphModule, task: Task, few: Split) -> float:
     """Of one forward and backward pass: the least of a few, as what disturbs only adds."""
-    times = []
-    for _ in range(STEPS):
+    times: list[float] = []
+    while len(times) < STEPS and sum(times) < STEPS_S:
         began = time.perf_counter()
         task.loss(student(*few.inputs), few.targets).backward()
         times.append(time.perf_counter() - began)
