@@ -117,7 +117,7 @@ def quantized(job: Job, name: str, method: Method) -> tuple[GraphModule, float]:
 
 def original_onnx(job: Job) -> Path:
     """The ONNX file that the rivals begin with: the one that trimtab serves as fp32."""
-    return job.work / ORIGINALS[0].key / RUNTIME_FILES["onnxruntime"]
+    return job.work / ORIGINALS[0].key / "file" / RUNTIME_FILES["onnxruntime"]
 
 
 def by_ort(name: str, method: CalibrationMethod | None, **told: Any) -> Cell:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from quantized.cells import CELLS, ORIGINAL, Cell
+from quantized.cells import CELLS, NAIVE, ORIGINAL, Cell
 from trimtab.measure.machine import stamp, versions
 
 SMALL = ("KL", "relative error")
@@ -38,10 +38,10 @@ def conditions(rows: list[Row]) -> str:
 
 
 def by_model(rows: list[Row]) -> dict[str, list[Row]]:
-    """The rows of each model in the order of the cells."""
+    """The rows of each model in the order of the cells; of models that somebody has quantized."""
     order = {(cell.name, cell.runtime): place for place, cell in enumerate(CELLS)}
     known = sorted((row for row in rows if place_of(row) in order), key=lambda row: order[place_of(row)])
-    models = dict.fromkeys(row["model"] for row in rows)
+    models = dict.fromkeys(row["model"] for row in rows if not is_original(row))
     return {model: [row for row in known if row["model"] == model] for model in models}
 
 
@@ -117,33 +117,41 @@ def page(rows: list[Row], source: str) -> list[str]:
     ]
     models = by_model(rows)
     for model, here in models.items():
-        lines += [compared(model, name, here) for name in measures(here[0])]
+        lines += [line for name in measures(here[0]) if (line := compared(model, name, here))]
     lines += ["", "| model | runtime | trimtab's file | best rival's file | trimtab is faster by | within 3 % |"]
     lines += ["|---" * 6 + "|"]
     for model, here in models.items():
         for runtime in dict.fromkeys(row["runtime"] for row in here):
             lines += raced(model, runtime, [row for row in here if row["runtime"] == runtime and row["times"]])
     link = f"[{source}](../../benchmarks/results/{source})"
+    alone = [model for model, here in models.items() if not all(sides_of(here))]
+    lines += ["", f"Of {', '.join(alone)} only one side is measured."] if alone else []
     return [*lines, "", f"Conditions, every setting, sizes and seconds: {link}. Made by `scripts/bench quantize`."]
 
 
-def compared(model: str, name: str, rows: list[Row]) -> str:
-    """The line of one measure of a model."""
+def sides_of(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """What trimtab made, its plainest setting left out, and what the rivals made."""
+    made = [row for row in rows if row["cell"] not in (ORIGINAL, NAIVE)]
+    return [row for row in made if row["ours"]], [row for row in made if not row["ours"]]
+
+
+def compared(model: str, name: str, rows: list[Row]) -> str | None:
+    """The line of one measure of a model; None if a side has no file."""
     pick: Callable[..., Row] = min if name in SMALL else max
-    sides = [[row for row in rows if row["ours"] is ours and not is_original(row)] for ours in (True, False)]
+    sides = sides_of(rows)
+    if not all(sides):
+        return None
     digits = 5 if name in SMALL else 3
-    start = f"| {model} | {name} | {measures(rows[0])[name]:.{digits}f} |"
-    best = [pick(side, key=lambda row: measures(row)[name]) if side else None for side in sides]
-    told = [f"{measures(row)[name]:.{digits}f} ({row['cell']}, {row['runtime']})" if row else "" for row in best]
-    if best[0] is None or best[1] is None:
-        return f"{start} {told[0]} | {told[1]} | |"
-    difference = measures(best[0])[name] - measures(best[1])[name]
-    return f"{start} {told[0]} | {told[1]} | {difference:+.{digits}f} |"
+    ours, theirs = (pick(side, key=lambda row: measures(row)[name]) for side in sides)
+    told = [f"{measures(row)[name]:.{digits}f} ({row['cell']}, {row['runtime']})" for row in (ours, theirs)]
+    difference = measures(ours)[name] - measures(theirs)[name]
+    before = f"| {model} | {name} | {measures(rows[0])[name]:.{digits}f} |"
+    return f"{before} {told[0]} | {told[1]} | {difference:+.{digits}f} |"
 
 
 def raced(model: str, runtime: str, rows: list[Row]) -> list[str]:
     """The line of one race: our fastest int8 file against the rivals' fastest."""
-    sides = [[row for row in rows if row["ours"] is ours and not is_original(row)] for ours in (True, False)]
+    sides = sides_of(rows)
     if not all(sides):
         return []
     ours, theirs = (min(side, key=lambda row: row["times"]["ms"][0]) for side in sides)
