@@ -2,7 +2,8 @@
 
 25.2 M parameters in 80 tensors (16 blocks of four matrices and a bias), one thread, fp32, fixed gradients. Each
 contestant runs in a process of its own, in turns with torch's fused AdamW (A B A B); the ratio is the median of the
-pairs. Processor time is taken, so that what else runs on the machine decides little. Muon and SOAP run on a quarter
+pairs. Processor time is taken, so that what else runs on the machine decides little; with `--threads 2` it is the
+clock's, on a quiet machine. Muon and SOAP run on a quarter
 of the blocks, also in turns with the bare matrix products that their formula needs.
 
 The public ones are not dependencies of trimtab. Give a Python that has them and torch:
@@ -11,8 +12,8 @@ The public ones are not dependencies of trimtab. Give a Python that has them and
     /tmp/rivals/bin/pip install --no-deps schedulefree prodigyopt lion-pytorch pytorch-optimizer
     PYTHONPATH=. /tmp/rivals/bin/python benchmarks/optim_step.py --found steps.json
 
-Writes benchmarks/results/optim_step_cpu_DATE.md. `--only NAME ...` runs some, adding to what `--found` holds; those
-that it does not hold are named as not measured.
+Writes benchmarks/results/optim_step_cpu_DATE.md, or optim_step_2_threads_cpu_DATE.md. `--only NAME ...` runs some,
+adding to what `--found` holds; those that it does not hold are named as not measured.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ CONTESTANTS: dict[str, tuple[Build, str | None]] = {
     "schedule-free AdamW, compiled": (ScheduleFreeAdamW(compiled=True).build, None),
     "schedulefree AdamW, for-loop": (schedule_free(foreach=False), None),
     "schedulefree AdamW, foreach": (schedule_free(foreach=True), None),
+    "schedule-free SGD": (OPTIMIZERS["schedule_free_sgd"].build, None),
     "cautious AdamW": (Cautious().build, None),
     "cautious AdamW, compiled": (Cautious(compiled=True).build, None),
     "AdamW 8-bit": (OPTIMIZERS["adamw8bit"].build, None),
@@ -132,15 +134,10 @@ def products(model: nn.Module, method: str) -> Callable[[], None]:
     return step
 
 
-def seconds(step: Callable[[], object]) -> float:
-    begin = time.process_time()
-    step()
-    return time.process_time() - begin
-
-
-def measure(name: str) -> dict[str, list[float]]:
-    """Processor seconds of the contestant's steps, of fused AdamW's and of the bare products, in turns."""
-    torch.set_num_threads(1)
+def measure(name: str, threads: int) -> dict[str, list[float]]:
+    """Seconds of the contestant's steps, of fused AdamW's and of the bare products, in turns."""
+    torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     build, method = CONTESTANTS[name]
     blocks = QUARTER if any(word in name for word in SLOW) else BLOCKS
     ours, base = network(blocks), network(blocks)
@@ -150,9 +147,11 @@ def measure(name: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {key: [] for key in turns}
     for turn in range(ROUNDS + 2 if blocks == BLOCKS else 12):  # SOAP renews its bases once in ten
         for key, step in turns.items():
-            spent = seconds(torch.no_grad()(step))
+            begin = clock()
+            with torch.no_grad():
+                step()
             if turn > 1:
-                found[key].append(spent)
+                found[key].append(clock() - begin)
     return found
 
 
@@ -176,14 +175,15 @@ def table(results: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(rows) + "\n\n## Against their matrix products\n\n" + "\n".join(bounded)
 
 
-def write(results: dict[str, dict[str, list[float]]]) -> Path:
+def write(results: dict[str, dict[str, list[float]]], threads: int) -> Path:
     machine = stamp()
     names = ("trimtab", "torch", *RIVALS)
     said = ", ".join(f"{name} {version}" for name, version in versions(names).items())
     text = f"""# One optimizer step on CPU
 
 {BLOCKS * len(SHAPES)} tensors, {BLOCKS * sum(torch.Size(shape).numel() for shape in SHAPES) / 1e6:.1f} M parameters, \
-one thread, fp32; Muon and SOAP on a quarter of that. Processor time, in turns with torch's fused AdamW; seed {SEED}. \
+{"one thread" if threads == 1 else f"{threads} threads"}, fp32; Muon and SOAP on a quarter of that. \
+{"Processor time" if threads == 1 else "Time by the clock"}, in turns with torch's fused AdamW; seed {SEED}. \
 Names with a package in front are that package's; the others are trimtab's. Written by `benchmarks/optim_step.py`.
 
 {machine["cpu"]}, {machine["cores"]} cores, {", ".join(machine["features"])}; {said}
@@ -195,7 +195,8 @@ Not measured in this run: {", ".join(name for name in CONTESTANTS if name not in
 SOAP's products leave out the decompositions, of which it does one a side in ten steps; torch's Muon multiplies in \
 bf16, and the products it is held against are fp32.
 """
-    path = ROOT / f"benchmarks/results/optim_step_cpu_{datetime.date.today().isoformat()}.md"
+    of = "" if threads == 1 else f"_{threads}_threads"
+    path = ROOT / f"benchmarks/results/optim_step{of}_cpu_{datetime.date.today().isoformat()}.md"
     path.write_text(text)
     return path
 
@@ -205,18 +206,19 @@ def main() -> None:
     parser.add_argument("--one")
     parser.add_argument("--only", nargs="*", default=list(CONTESTANTS))
     parser.add_argument("--found", type=Path, default=Path("optim_step.json"))
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(measure(given.one)))
+        print(json.dumps(measure(given.one, given.threads)))
         return
     results = json.loads(given.found.read_text()) if given.found.exists() else {}
     for name in given.only:
-        command = [sys.executable, "-W", "ignore", __file__, "--one", name]
+        command = [sys.executable, "-W", "ignore", __file__, "--one", name, "--threads", str(given.threads)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         results[name] = json.loads(done.stdout.splitlines()[-1])
         print(name, ratio(results[name], "adamw"), flush=True)
         given.found.write_text(json.dumps(results))
-    print(write({name: results[name] for name in CONTESTANTS if name in results}))
+    print(write({name: results[name] for name in CONTESTANTS if name in results}, given.threads))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from tests.optim.curve import follow, start
 from trimtab.optim.flat import PIECE, flat, inverse, order_of
 from trimtab.optim.lion import Lion
+from trimtab.optim.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 
 
 def test_pieces_change_nothing():
@@ -23,7 +25,10 @@ def test_pieces_change_nothing():
     assert torch.equal(*results)
 
 
-def test_weights_of_any_layout_take_the_same_steps():
+@pytest.mark.parametrize(
+    "settings", [Lion(), ScheduleFreeAdamW(), ScheduleFreeSGD(lr=0.01)], ids=lambda s: type(s).__name__
+)
+def test_weights_of_any_layout_take_the_same_steps(settings):
     results = []
     for lay in (
         lambda w: w,
@@ -32,10 +37,12 @@ def test_weights_of_any_layout_take_the_same_steps():
     ):
         model = nn.Module()
         model.w = nn.Parameter(lay(start(4, 6, 3, 5).float()))
-        optimizer = Lion().build(model)
+        optimizer = settings.build(model)
         for step in range(3):
-            model.w.grad = start(4, 6, 3, 5, seed=step).float()
+            model.w.grad = lay(start(4, 6, 3, 5, seed=step).float())
+            given = model.w.grad.clone()
             optimizer.step()
+            assert torch.equal(model.w.grad, given)
         results.append(model.w.detach())
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])

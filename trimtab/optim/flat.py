@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trimtab.optim.base import Groups, dense
 
-PIECE = 1 << 15
+PIECE = 1 << 18
 Closure = Callable[[], Tensor]
 
 
@@ -49,7 +49,10 @@ class Flat(torch.optim.Optimizer):
 
     @staticmethod
     def formula_(p: Tensor, g: Tensor, *rest: Any) -> None:
-        """The same, for torch.compile: the numbers come as one float64 tensor."""
+        """The same, for torch.compile: the numbers come as one tensor of the state's dtype.
+
+        What is small beside 1, as 1 - beta, is to be one of the numbers: here it would be rounded.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
@@ -86,9 +89,9 @@ class Flat(torch.optim.Optimizer):
         whole = flat(p, p)
         if self._compiled:
             kernel, size = compiled(self.formula_), p.numel()
-            arguments: tuple[Any, ...] = (torch.tensor(numbers, dtype=torch.float64),)
+            arguments: tuple[Any, ...] = (torch.tensor(numbers, dtype=arithmetic(p)),)
         else:
-            kernel, size = self.update_, PIECE if p.device.type == "cpu" else p.numel()
+            kernel, size = self.update_, PIECE * torch.get_num_threads() if p.device.type == "cpu" else p.numel()
             arguments = numbers
         for piece, *tensors in zip(*(t.split(size) for t in (whole, flat(g, p), *slots)), strict=True):
             exact = piece.to(arithmetic(p))
@@ -140,7 +143,8 @@ def inverse(order: list[int]) -> list[int]:
 
 def flat(tensor: Tensor, like: Tensor) -> Tensor:
     """The elements in the order of `like`'s memory: a view where `tensor` lies so too and without gaps, else a copy."""
-    return tensor.reshape(-1) if like.is_contiguous() else tensor.permute(order_of(like)).reshape(-1)
+    ordered = tensor if like.is_contiguous() else tensor.permute(order_of(like))
+    return ordered.reshape(-1).contiguous()  # even gaps would stay, and torch's fused kernels do not look for them
 
 
 @cache

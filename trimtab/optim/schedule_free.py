@@ -191,13 +191,14 @@ class ScheduleFree(Flat):
         self._mark(averaged=self.averaged)
 
     def numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
-        """Count the step; its rate, beta, decay and the weight c of z in the average."""
+        """Count the step; its rate, decay, beta, the weight c of z in the average, and that of z in the new y."""
         group["step"] += 1
         group["lr_max"] = max(group["lr"], group["lr_max"])
         weight = group["lr_max"] ** 2
         group["weight_sum"] += weight
         c = weight / group["weight_sum"] if weight else 0.0
-        return (group["lr"], group["betas"][0], group["weight_decay"], c)
+        beta = group["betas"][0]
+        return (group["lr"], group["weight_decay"], beta, c, 1 - beta * (1 - c))
 
     def _moved(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if "z" in self.state[p]]
@@ -214,21 +215,23 @@ class ScheduleFreeAdamWOptimizer(ScheduleFree):
     slots = ("z", "exp_avg_sq")
 
     def numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
-        """Also the second beta, eps and the number of the step."""
-        return (*super().numbers(group), group["betas"][1], group["eps"], group["step"])
+        """Also eps, the step's number, the second beta, what it is short of 1, and what undoes the bias of roots."""
+        beta2, step = group["betas"][1], group["step"] + 1
+        return (*super().numbers(group), group["eps"], step, beta2, 1 - beta2, (1 - beta2**step) ** -0.5)
 
     @staticmethod
     def update_(y: Tensor, g: Tensor, z: Tensor, v: Tensor, *numbers: float) -> None:
-        """Torch's fused AdamW without momentum moves z; before it y becomes beta x, after it the new y.
+        """Torch's fused AdamW without momentum moves z; before it y becomes x, after it the new y.
 
         The decay, lr * decay * y = lr * decay * ((1 - beta) z + beta x), is shared between the kernel and an addition.
+        The kernel's momentum is then the gradient itself, so that it needs no memory of its own.
         """
-        lr, beta, decay, c, beta2, eps, step = numbers
-        y.add_(z, alpha=beta - 1)
+        lr, decay, beta, _, share, eps, step, beta2, *_ = numbers
+        y.lerp_(z, 1 - 1 / beta)
         torch._fused_adamw_(
             [z],
             [g],
-            [torch.zeros_like(g)],  # becomes g; whatever lies in fresh memory may be NaN
+            [g],
             [v],
             [],
             [torch.tensor(float(step), device=z.device)],
@@ -241,16 +244,16 @@ class ScheduleFreeAdamWOptimizer(ScheduleFree):
             maximize=False,
         )
         if decay:
-            z.add_(y, alpha=-lr * decay)
-        y.mul_(1 - c).add_(z, alpha=1 - beta * (1 - c))
+            z.add_(y, alpha=-lr * decay * beta)
+        y.lerp_(z, share)
 
     @staticmethod
     def formula_(y: Tensor, g: Tensor, z: Tensor, v: Tensor, numbers: Tensor) -> None:
         """As the docstring of `ScheduleFreeAdamW` has it, with x left out."""
-        lr, beta, decay, c, beta2, eps, step = numbers.unbind()
-        squares = beta2 * v + (1 - beta2) * g * g
-        move = lr * (g / ((squares / (1 - beta2**step)).sqrt() + eps) + decay * y)
-        y.copy_((1 - c) * y + c * z - (1 - beta * (1 - c)) * move)
+        lr, decay, _, c, share, eps, _, _, fresh, unbias = numbers.unbind()
+        squares = v + fresh * (g * g - v)
+        move = lr * (g / (squares.sqrt() * unbias + eps) + decay * y)
+        y.copy_(y + c * (z - y) - share * move)
         z.sub_(move)
         v.copy_(squares)
 
@@ -261,18 +264,18 @@ class ScheduleFreeSGDOptimizer(ScheduleFree):
     slots = ("z",)
 
     @staticmethod
-    def update_(y: Tensor, g: Tensor, z: Tensor, lr: float, beta: float, decay: float, c: float) -> None:
+    def update_(y: Tensor, g: Tensor, z: Tensor, lr: float, decay: float, beta: float, c: float, share: float) -> None:
         """The formula of `ScheduleFreeSGD` with x left out."""
         move = torch.add(g, y, alpha=decay) if decay else g
-        y.lerp_(z, c).add_(move, alpha=-lr * (1 - beta * (1 - c)))
+        y.lerp_(z, c).add_(move, alpha=-lr * share)
         z.add_(move, alpha=-lr)
 
     @staticmethod
     def formula_(y: Tensor, g: Tensor, z: Tensor, numbers: Tensor) -> None:
         """The same."""
-        lr, beta, decay, c = numbers.unbind()
+        lr, decay, _, c, share = numbers.unbind()
         move = lr * (g + decay * y)
-        y.copy_((1 - c) * y + c * z - (1 - beta * (1 - c)) * move)
+        y.copy_(y + c * (z - y) - share * move)
         z.sub_(move)
 
 
