@@ -177,9 +177,15 @@ def test_steps_take_their_figures_from_the_chosen_runtime() -> None:
     assert [row["metric"] for row in found] == [0.9, 0.6, 0.89]
     assert [row["seconds"] for row in found] == [0.0, 2.0, 30.0]
     assert steps(["x"], {}, {}, (), runtime="eager")[0]["metric"] is None
+    assert [row["alone"] for row in found] == [None, None, None]
     raced = (trials[0], replace(trials[2], gain=Ratio(3.0, 2.9, 3.1, 8)))
     found = steps(names, metrics, {}, raced, runtime="openvino", baseline_ms=6.0)
     assert [row["latency_ms"] for row in found] == [4.0, None, 2.0]
+    both = ["original", "prune .5", "prune .5 + int8"]
+    tried = (trials[0], trial("int8", "openvino", 2.5), trial("int8", "eager", 1.5))
+    found = steps(both, {**metrics, "int8": 0.88}, {}, tried, runtime="openvino")
+    assert found[2]["alone"] == {"metric": 0.88, "latency_ms": 2.5, "size_bytes": 25_000.0}
+    assert found[1]["alone"] is None
 
 
 def test_bounds_have_the_estimates_of_select_and_verify() -> None:

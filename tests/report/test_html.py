@@ -258,3 +258,9 @@ def test_what_serving_costs_has_the_columns_that_are_known() -> None:
     assert "0.0123estimate" in text
     assert "price of a million" not in text
     assert "samples a second" not in page(sample.evidence())
+
+
+def test_a_step_that_was_tried_by_itself_says_what_it_gained_alone() -> None:
+    text = outline(page(sample.evidence())).text
+    assert "latency 2.0×, size 3.0×" in text
+    assert "Gains by themselves do not multiply" in text

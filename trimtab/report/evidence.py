@@ -198,21 +198,20 @@ def steps(
 
     Latency and size are of the step's own file in the chosen runtime, where one was measured. Each was measured in a
     race of its own; given the latency of the baseline that all raced against, theirs are that over their gain, so that
-    a machine that was busier in one race does not show as a step's fault.
+    a machine that was busier in one race does not show as a step's fault. `alone` is the same for a later step by
+    itself on the original, where a recipe of that one step was tried: gains alone and together do not multiply.
     """
-    rows: list[dict[str, Any]] = []
-    for name in names:
+
+    def measured(name: str) -> dict[str, Any]:
         own = [trial for trial in trials if trial.recipe == name and trial.runtime == runtime]
         named = {m.quantity: m.value for m in own[0].measurements} if own else {}
         if own and own[0].gain and baseline_ms is not None:
             named["latency_ms"] = baseline_ms / own[0].gain.value
-        rows.append(
-            {
-                "step": name.rpartition(" + ")[2],
-                "metric": metrics.get(name),
-                "latency_ms": named.get("latency_ms"),
-                "size_bytes": named.get("size_bytes"),
-                "seconds": seconds.get(name, 0.0),
-            }
-        )
+        return {"metric": metrics.get(name)} | {key: named.get(key) for key in ("latency_ms", "size_bytes")}
+
+    rows: list[dict[str, Any]] = []
+    for place, name in enumerate(names):
+        step = name.rpartition(" + ")[2]
+        alone = measured(step) if place > 1 and metrics.get(step) is not None else None
+        rows.append({"step": step, **measured(name), "seconds": seconds.get(name, 0.0), "alone": alone})
     return tuple(rows)

@@ -234,6 +234,7 @@ def _steps(evidence: Evidence) -> str:
         return ""
     percent, metric = words.is_fraction(evidence), evidence["task"]["metric"]
     slowest = max((step["latency_ms"] or 0 for step in evidence["steps"]), default=0) or 1
+    alone = any(step.get("alone") for step in evidence["steps"])
     rows, before = [], None
     for step in evidence["steps"]:
         latency = step["latency_ms"]
@@ -245,15 +246,29 @@ def _steps(evidence: Evidence) -> str:
             escape(words.size(step["size_bytes"])) + _step_times(step, before, "size_bytes"),
             escape(words.duration(step["seconds"])),
         ]
+        if alone:
+            cells.append(_step_alone(step, evidence["steps"][0], percent=percent))
         rows.append(("", cells))
         before = step
-    headers = ("step", metric, "latency", "size", "took")
+    headers = ("step", metric, "latency", "size", "took", *(("by itself",) if alone else ()))
     return section(
         "steps",
         "What each step cost and gained",
         table(headers, rows, caption="What each step cost and gained"),
-        "Measured on select after each step of the chosen recipe, each compared with the step before it.",
+        "Measured on select after each step of the chosen recipe, each compared with the step before it."
+        + " By itself: what a step makes of the original without those before it, where that was tried. " * alone
+        + "Gains by themselves do not multiply to the gain together." * alone,
     )
+
+
+def _step_alone(step: Evidence, original: Evidence, *, percent: bool) -> str:
+    """What the step changes by itself on the original: metric, latency, size."""
+    own = step.get("alone")
+    if not own:
+        return ""
+    times = [(key, _step_times(own, original, key)) for key in ("latency_ms", "size_bytes")]
+    said = [f"{name} {found}" for (_, found), name in zip(times, ("latency", "size"), strict=True) if found]
+    return ", ".join([_step_change(own, original, percent=percent), *said])
 
 
 def _step_change(step: Evidence, before: Evidence | None, *, percent: bool) -> str:
