@@ -26,6 +26,7 @@ FEATURES = (
     "i8mm",
     "sve",
 )
+LATENCY_KEYS = ("cpu", "architecture", "cores", "features", "memory_bytes")  # of a stamp: what decides latencies
 PACKAGES = (
     "trimtab",
     "torch",
@@ -61,7 +62,7 @@ def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     >>> same_machine({"cpu": "A", "cores": 2}, {"cpu": "A", "cores": 4})
     False
     """
-    return all(one.get(key) == other.get(key) for key in ("cpu", "architecture", "cores", "features", "memory_bytes"))
+    return all(one.get(key) == other.get(key) for key in LATENCY_KEYS)
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
