@@ -30,7 +30,7 @@ from trimtab.optim.schedule_free import ScheduleFree, recalibrate_
 from trimtab.tasks.check import evaluating, fingerprint_split
 from trimtab.train.average import Average, average_of
 from trimtab.train.checkpoint import Checkpoint, describe_model, restore_, tensors_of, values_of
-from trimtab.train.gradient import Gradient, Objective, lent, scaler_for, take_
+from trimtab.train.gradient import Gradient, Lent, Objective, scaler_for, take_
 from trimtab.train.integers import IntegerWeight
 from trimtab.train.keep import ENDED_BY_SIGTERM, Keep, Keeper, terminating
 from trimtab.train.precision import (
@@ -264,7 +264,7 @@ class _Run:
         at = index % self.per_epoch * self.batch_size
         batch = self.task.train.batch(order[at : at + self.batch_size])
         if self.task.augment is None:
-            return Split(self.lay(batch.inputs), batch.targets)
+            return batch if self.lay is tuple else Split(self.lay(batch.inputs), batch.targets)
         inputs = self.task.augment(batch.inputs, _generator(self.settings, "augment", index))
         return Split(self.lay(inputs), batch.targets)
 
@@ -341,7 +341,7 @@ def _taken(run: _Run, gradient: Gradient, called: nn.Module, batch: Split, seed:
     skip = run.settings.nan == "skip"
     kept = [buffer.clone() for buffer in run.model.buffers()] if skip else []
     # Integer weights are rounded by chance, by draws from the global generator: as for dropout.
-    chance = lent(_seed(run.settings, "rounding", run.taken)) if run.integer else contextlib.nullcontext()
+    chance = Lent(_seed(run.settings, "rounding", run.taken)) if run.integer else contextlib.nullcontext()
     if run.chosen.full_batch:
 
         def closure() -> Tensor:
