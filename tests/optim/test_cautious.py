@@ -7,7 +7,8 @@ from tests.optim.curve import compiled, follow, gradients, start
 from tests.reference import optimizers as reference
 from trimtab.errors import OptimizerError
 from trimtab.optim.adaptive import AdamW, NAdamW
-from trimtab.optim.cautious import Cautious
+from trimtab.optim.cautious import Cautious, _mask_, _mask_by_pieces_
+from trimtab.optim.flat import PIECE
 from trimtab.optim.sgd import SGD
 
 SETTINGS = Cautious(AdamW(lr=0.02, betas=(0.9, 0.99), weight_decay=0.1))
@@ -39,3 +40,22 @@ def test_no_weight_moves_against_its_gradient():
 def test_what_decays_through_the_gradient_is_refused():
     with pytest.raises(OptimizerError, match="Cautious cannot mask SGD; it masks AdamW, NAdamW"):
         Cautious(SGD())
+
+
+def test_piece_by_piece_is_as_all_at_once():
+    for lay in (lambda w: w, lambda w: w.clone().repeat_interleave(2)[::2]):  # the second lies with gaps
+        whole, old, g = (lay(start(3 * PIECE + 5, seed=seed)) for seed in range(3))
+        pieces = lay(whole.clone())
+        _mask_(whole, g, old, 0.9)
+        _mask_by_pieces_(pieces, g, old.clone(), 0.9)
+        torch.testing.assert_close(pieces, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_weights_laid_out_anew_keep_going():
+    model = torch.nn.Conv2d(3, 4, 3)
+    optimizer = SETTINGS.build(model)
+    for step in range(2):
+        model.weight.grad, model.bias.grad = start(4, 3, 3, 3, seed=step).float(), start(4).float()
+        optimizer.step()
+        model.to(memory_format=torch.channels_last)
+    assert model.weight.isfinite().all()

@@ -7,6 +7,7 @@ from tests.optim.curve import follow, gradients, start
 from tests.optim.problems import Point
 from tests.reference import optimizers as reference
 from trimtab.errors import OptimizerError
+from trimtab.optim.flat import PIECE
 from trimtab.optim.prodigy import Prodigy
 
 RATES = [min(1.0, (step + 1) / 10) for step in range(100)]
@@ -47,3 +48,19 @@ def test_gradients_of_zero_are_no_failure():
     optimizer.step()
     assert model.x.tolist() == [1, 1, 1]
     assert optimizer.d == 1e-6
+
+
+def test_weights_of_several_pieces_and_of_any_layout_take_the_same_steps():
+    x, g = start(PIECE // 4 + 5, 10).float(), start(PIECE // 4 + 5, 10, seed=1).float()
+    found, points = [], []
+    for lay in (lambda w: w, lambda w: w.T.contiguous().T, lambda w: w.repeat_interleave(2, 1)[:, ::2]):
+        model = Point(x=lay(x.clone()))
+        optimizer = Prodigy().build(model)
+        for _ in range(2):
+            model.x.grad = g - model.x.detach()
+            optimizer.step()
+        found.append(optimizer.d)
+        points.append(model.x.detach())
+    assert found == pytest.approx([found[0]] * 3, rel=1e-4)
+    torch.testing.assert_close(points[1], points[0])
+    torch.testing.assert_close(points[2], points[0])

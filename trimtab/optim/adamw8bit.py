@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trimtab.optim.base import Betas, check_settings, decay_groups
-from trimtab.optim.flat import Closure, arithmetic, gradients, restore_dtypes_, run, shares_memory
+from trimtab.optim.flat import Closure, arithmetic, fused_adamw_, gradients, restore_dtypes_, run, shares_memory
 
 BLOCK, SMALL, PIECE = 256, 4096, 1 << 16
 
@@ -110,21 +110,9 @@ class AdamW8bitOptimizer(torch.optim.Optimizer):
 
 
 def _adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, group: dict[str, Any]) -> None:
-    torch._fused_adamw_(
-        [p],
-        [g],
-        [m],
-        [v],
-        [],
-        [torch.tensor(float(group["step"]), device=p.device)],
-        lr=group["lr"],
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        amsgrad=False,
-        maximize=False,
-    )
+    beta1, beta2 = group["betas"]
+    numbers = {name: group[name] for name in ("lr", "weight_decay", "eps")}
+    fused_adamw_(p, g, m, v, group["step"], beta1=beta1, beta2=beta2, **numbers)
 
 
 @cache

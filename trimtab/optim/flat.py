@@ -9,7 +9,7 @@ of compilation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -91,7 +91,7 @@ class Flat(torch.optim.Optimizer):
             kernel, size = compiled(self.formula_), p.numel()
             arguments: tuple[Any, ...] = (torch.tensor(numbers, dtype=arithmetic(p)),)
         else:
-            kernel, size = self.update_, PIECE * torch.get_num_threads() if p.device.type == "cpu" else p.numel()
+            kernel, size = self.update_, piece_size(p)
             arguments = numbers
         for piece, *tensors in zip(*(t.split(size) for t in (whole, flat(g, p), *slots)), strict=True):
             exact = piece.to(arithmetic(p))
@@ -99,7 +99,7 @@ class Flat(torch.optim.Optimizer):
             if exact is not piece:
                 piece.copy_(exact)
         if not shares_memory(whole, p):
-            p.copy_(whole.view([p.shape[dim] for dim in order_of(p)]).permute(inverse(order_of(p))))
+            put_(p, whole, p)
 
 
 def run(closure: Closure | None) -> Tensor | None:
@@ -119,6 +119,39 @@ def gradients(group: dict[str, Any]) -> Iterator[tuple[nn.Parameter, Tensor]]:
     for p, name in zip(group["params"], group["param_names"], strict=True):
         if p.grad is not None:
             yield p, dense(name, p.grad)
+
+
+def piece_size(p: Tensor) -> int:
+    """The elements that go through a formula at a time; torch gives each thread an even share of them."""
+    return PIECE * torch.get_num_threads() if p.device.type == "cpu" else max(p.numel(), 1)
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same elements of all of them, flat, a piece at a time, to be changed in place; all lie as the first does.
+
+    Where one does not, or has gaps, the pieces are of a copy, which is put back after the last.
+    """
+    views = [flat(tensor, tensors[0]) for tensor in tensors]
+    yield from zip(*(view.split(piece_size(tensors[0])) for view in views), strict=True)
+    for view, tensor in zip(views, tensors, strict=True):
+        if not shares_memory(view, tensor):
+            put_(tensor, view, tensors[0])
+
+
+def put_(tensor: Tensor, elements: Tensor, like: Tensor) -> None:
+    """Undo `flat`: write the elements, in the order of `like`'s memory, into `tensor`."""
+    order = order_of(like)
+    tensor.copy_(elements.view([like.shape[dim] for dim in order]).permute(inverse(order)))
+
+
+def fused_adamw_(p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: float, **numbers: float) -> None:
+    """AdamW's step on a piece, by torch's kernel. numbers: lr, beta1, beta2, weight_decay, eps."""
+    torch._fused_adamw_([p], [g], [m], [v], [], [_counted(step, p.device)], **numbers, amsgrad=False, maximize=False)  # type: ignore[call-overload]
+
+
+@lru_cache(maxsize=1)
+def _counted(step: float, device: torch.device) -> Tensor:
+    return torch.tensor(float(step), device=device)
 
 
 def arithmetic(p: Tensor) -> torch.dtype:

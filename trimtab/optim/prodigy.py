@@ -3,8 +3,8 @@
 d, a lower bound on the distance from the start to the solution, grows by what the gradients along the way show of it;
 lr is a factor on it and stays 1. Differs from the paper's code, which fails without a word: a d that never leaves
 its first value within `patience` steps, or that becomes infinite, is an error that says so; a growth of d past ten
-times in one step is held to that. Biases and norm scales do not decay. Cost: a dozen
-passes; state: four tensors a weight.
+times in one step is held to that. Biases and norm scales do not decay. Cost: six
+operations a piece and fused AdamW's; state: four tensors a weight.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from trimtab.errors import OptimizerError
 from trimtab.optim.base import Betas, check_settings, decay_groups
-from trimtab.optim.flat import Closure, arithmetic, gradients, restore_dtypes_, run
+from trimtab.optim.flat import Closure, arithmetic, fused_adamw_, gradients, pieces, restore_dtypes_, run
 
 GROWTH = 10.0  # the most that d may grow by in one step
+LATE = 1e12  # a step of AdamW whose means need no correction for their start: Prodigy has none
 
 
 @dataclass(frozen=True)
@@ -95,19 +96,22 @@ class ProdigyOptimizer(torch.optim.Optimizer):
         numerator, total = slow * first["numerator"], 0.0
         for _, p, g in given:
             state, g = self._state(p), g.to(arithmetic(p))
-            numerator += (1 - slow) * lr * d * d * float((g * (state["start"] - p)).sum())
-            state["s"].mul_(slow).add_(g, alpha=(1 - slow) * lr * d * d)
-            total += float(state["s"].abs().sum())
-            state["exp_avg"].mul_(beta1).add_(g, alpha=(1 - beta1) * d)
-            state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=(1 - beta2) * d * d)
+            for weights, gradient, start, s in pieces(p, g, state["start"], state["s"]):
+                gone = torch.dot(gradient, start - weights)
+                numerator += (1 - slow) * lr * d * d * float(gone)
+                s.mul_(slow).add_(gradient, alpha=(1 - slow) * lr * d * d)
+                total += float(torch.linalg.vector_norm(s, 1))
         estimate = first["d_coef"] * numerator / total if total else d
         found = max(d, min(estimate, GROWTH * d))
         self._refuse(estimate, found, count)
-        for group, p, _ in given:
-            state = self.state[p]
-            p.mul_(1 - group["weight_decay"] * lr * d)
-            denominator = state["exp_avg_sq"].sqrt().add_(d * group["eps"])
-            p.add_((state["exp_avg"] / denominator).to(p.dtype), alpha=-lr * d)
+        for group, p, g in given:
+            numbers = {"beta1": beta1, "beta2": beta2, "weight_decay": group["weight_decay"], "eps": d * group["eps"]}
+            means = (self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"])
+            for weights, gradient, m, v in pieces(p, g, *means):
+                exact = weights.to(m.dtype)
+                fused_adamw_(exact, gradient.to(m.dtype) * d, m, v, LATE, lr=lr * d, **numbers)
+                if exact is not weights:
+                    weights.copy_(exact)
         for group in self.param_groups:
             group.update(d=found, numerator=numerator, step=count)
         return loss

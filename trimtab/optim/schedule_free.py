@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trimtab.errors import OptimizerError
 from trimtab.optim.base import Betas, check_settings, decay_groups
-from trimtab.optim.flat import Closure, Flat
+from trimtab.optim.flat import Closure, Flat, fused_adamw_
 
 # Gives some batches of training inputs, each a tuple of tensors [B, ...].
 Calibration = Callable[[], Iterable[tuple[Tensor, ...]]]
@@ -228,21 +228,7 @@ class ScheduleFreeAdamWOptimizer(ScheduleFree):
         """
         lr, decay, beta, _, share, eps, step, beta2, *_ = numbers
         y.lerp_(z, 1 - 1 / beta)
-        torch._fused_adamw_(
-            [z],
-            [g],
-            [g],
-            [v],
-            [],
-            [torch.tensor(float(step), device=z.device)],
-            lr=lr,
-            beta1=0.0,
-            beta2=beta2,
-            weight_decay=decay * (1 - beta),
-            eps=eps,
-            amsgrad=False,
-            maximize=False,
-        )
+        fused_adamw_(z, g, g, v, step, lr=lr, beta1=0.0, beta2=beta2, weight_decay=decay * (1 - beta), eps=eps)
         if decay:
             z.add_(y, alpha=-lr * decay * beta)
         y.lerp_(z, share)
