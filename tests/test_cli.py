@@ -493,6 +493,7 @@ def test_doctor_looks_at_a_task_before_time_is_spent_on_it(trimtab: Trimtab, tmp
     assert all(
         words in said.out for words in ("onnxruntime", "Where the time is", "low rank", "a search over the default")
     )
+    assert "looking at runtimes\n" in said.err
     told = json.loads(trimtab("doctor", "job.py:digits", "--runtimes", "onnxruntime", "--json").out)
     assert told["params"] == 64 * 256 + 256 + 256 * 10 + 10
     assert {family["name"] for family in told["families"]} >= {"prune", "int8"}

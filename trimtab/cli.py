@@ -369,6 +369,10 @@ def diff(
     _print_table(("", str(first), str(second), ""), [(one.what, one.first, one.second, one.told) for one in found])
 
 
+def _tell(part: str) -> None:
+    typer.echo(f"looking at {part}", err=True)
+
+
 def _print_table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for header in headers:
@@ -414,7 +418,8 @@ def doctor(
         from trimtab.tasks.resolve import resolve
 
         target = Target("cpu", tuple(runtimes) if runtimes else None, batch_size, threads)
-        seen = examine(*resolve(task), target=target, goal=Goal(minimise.value, keep=keep, drop=drop))
+        goal = Goal(minimise.value, keep=keep, drop=drop)
+        seen = examine(*resolve(task), target=target, goal=goal, report=_tell)
         if as_json:
             typer.echo(json.dumps(cattrs.unstructure(seen), indent=1))
         else:
