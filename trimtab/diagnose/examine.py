@@ -1,6 +1,6 @@
 """A task and its model before anything is spent on them: data, export, where the time is, what could be done, the cost.
 
-What one look can tell within a minute. Nothing is trained, nothing is written, and the verify split stays sealed.
+What one look can tell in about a minute. Nothing is trained, nothing is written, and the verify split stays sealed.
 """
 
 from __future__ import annotations
