@@ -9,6 +9,7 @@ from torch import nn
 from tests.optim.curve import compiled, follow, gradients, start
 from tests.reference import optimizers as reference
 from trimtab.errors import OptimizerError
+from trimtab.graph.capture import capture
 from trimtab.optim.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 
 RATES = [0.02 * min(1, (step + 1) / 10) for step in range(100)]
@@ -114,6 +115,25 @@ def test_batch_norm_without_calibration_is_refused_and_with_it_is_taken_anew():
     torch.testing.assert_close(model[1].running_var, torch.stack([b.var(0) for b in batches]).mean(0))
     assert model[1].momentum == 0.1
     assert not model[1].training
+
+
+def test_batch_norm_inside_a_captured_graph_is_refused_and_taken_anew_too():
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    model = capture(net(norm=True), (x[:8],))
+    optimizer = ScheduleFreeAdamW(lr=0.05).build(model)
+    walk(model, optimizer, range(4))
+    with pytest.raises(OptimizerError, match=r"has BatchNorm.*optimizer.calibration = lambda"):
+        model.eval()(x)
+    optimizer.calibration = lambda: [(x[:20],), (x[20:40],)]
+    before = torch.get_rng_state()
+    model.eval()(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert optimizer.averaged
+    assert not model.training
+    weights, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    batches = [nn.functional.linear(part, weights["0.weight"], weights["0.bias"]) for part in (x[:20], x[20:40])]
+    torch.testing.assert_close(buffers["1.running_mean"], torch.stack([b.mean(0) for b in batches]).mean(0))
+    torch.testing.assert_close(buffers["1.running_var"], torch.stack([b.var(0) for b in batches]).mean(0))
 
 
 def test_a_copy_of_the_weights_that_train_is_refused_for_evaluation():

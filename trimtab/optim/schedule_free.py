@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trimtab.errors import OptimizerError
@@ -163,7 +164,7 @@ class ScheduleFree(Flat):
         """
         if self.averaged:
             return
-        norms = _norms(self._model)
+        norms = [*_norms(self._model), *_graph_norms(self._model)]
         moved = self._moved()
         if norms and moved and self.calibration is None:
             raise OptimizerError(
@@ -178,7 +179,11 @@ class ScheduleFree(Flat):
             p.copy_(torch.lerp(p.to(z.dtype), z, 1 - 1 / beta))
         self._mark(averaged=True)
         if norms and moved and self.calibration is not None:
-            recalibrate_(self._model, self.calibration())
+            self._switch.rests = True  # a captured graph takes statistics in train mode
+            try:
+                recalibrate_(self._model, self.calibration())
+            finally:
+                self._switch.rests = False
 
     def finish(self) -> None:
         """Leave the averaged weights in place for good."""
@@ -270,7 +275,7 @@ class _Switch:
 
     def __init__(self, optimizer: ScheduleFree) -> None:
         self._optimizer: ScheduleFree | None = optimizer
-        self.averaged = False
+        self.averaged = self.rests = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Switch:
         other = copy.copy(self)
@@ -279,6 +284,8 @@ class _Switch:
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         optimizer = self._optimizer
+        if self.rests:
+            return
         if optimizer is None:
             if not self.averaged and not module.training:
                 raise OptimizerError(
@@ -296,11 +303,25 @@ def _norms(model: nn.Module) -> list[_BatchNorm]:
     return [part for part in model.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
 
 
+def _graph_norms(model: nn.Module) -> list[tuple[GraphModule, list[Tensor], float]]:
+    """The BatchNorms inside captured graphs that follow its mode: the graph, running mean and variance, momentum."""
+    return [
+        (part, [part.get_buffer(str(at.target)) for at in node.args[3:5]], node.args[6])  # type: ignore[union-attr,misc]
+        for part in model.modules()
+        if isinstance(part, GraphModule)
+        for node in part.graph.nodes
+        if node.target is torch.ops.aten.batch_norm.default and isinstance(node.args[5], Node) and node.args[6]
+    ]
+
+
 @torch.no_grad()
 def recalibrate_(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
-    """Take BatchNorm's statistics anew: their mean over the batches, the rest of the model in eval mode."""
-    norms = _norms(model)
-    if not norms:
+    """Take BatchNorm's statistics anew: their mean over the batches, the rest of the model in eval mode.
+
+    The mode of a captured graph is one for all that is in it; its dropout draws from a generator of its own.
+    """
+    norms, inside = _norms(model), _graph_norms(model)
+    if not norms and not inside:
         return
     modes = [(part, part.training) for part in model.modules()]
     momenta = [norm.momentum for norm in norms]
@@ -309,8 +330,21 @@ def recalibrate_(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> Non
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean
         norm.train()
-    for inputs in batches:
-        model(*inputs)
+    for graph, _, _ in inside:
+        graph.training = True
+    given, sums = 0, [[torch.zeros_like(tensor) for tensor in tensors] for _, tensors, _ in inside]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        for inputs in batches:
+            given += 1
+            for _, tensors, _ in inside:
+                torch._foreach_zero_(tensors)
+            model(*inputs)
+            for (_, tensors, share), total in zip(inside, sums, strict=True):
+                torch._foreach_add_(total, tensors, alpha=1 / share)
+    for (_, tensors, _), total in zip(inside, sums, strict=True):
+        for tensor, one in zip(tensors, total, strict=True):
+            tensor.copy_(one / max(given, 1))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     for part, mode in modes:

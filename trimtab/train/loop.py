@@ -272,9 +272,9 @@ class _Run:
         """The samples of `epoch` in their order, [N]."""
         return torch.randperm(len(self.task.train), generator=_generator(self.settings, "order", epoch))
 
-    def _calibration(self) -> Iterator[tuple[Tensor, ...]]:
+    def _calibration(self, num: int = CALIBRATION_BATCHES) -> Iterator[tuple[Tensor, ...]]:
         order = self.order(self.settings.epochs)
-        for start in range(0, len(order) - self.part + 1, self.part)[:CALIBRATION_BATCHES]:
+        for start in range(0, len(order) - self.part + 1, self.part)[:num]:
             yield self.lay(self.task.train.batch(order[start : start + self.part]).inputs)
 
     def release_(self) -> None:
@@ -287,15 +287,8 @@ class _Run:
         if self.chosen.full_batch and self.taken:
             # A line search also looks at points that are far off, and BatchNorm took their statistics in.
             recalibrate_(self.model, self._calibration())
-        if not (self.average and self.taken and self.average.put_(self.taken - 1)):
-            return
-        if not any(buffer.is_floating_point() for buffer in self.model.buffers()):
-            return
-        self.model.train()
-        order = self.order(self.settings.epochs)
-        for index in range(STATISTICS_BATCHES):
-            with torch.no_grad():
-                self.model(*self.batch(order, index % self.per_epoch).inputs)
+        if self.average and self.taken and self.average.put_(self.taken - 1):
+            recalibrate_(self.model, self._calibration(STATISTICS_BATCHES))
 
 
 def _steps(run: _Run, keep: Keep | None, asked: Callable[[], bool]) -> Generator[Step, None, None]:
