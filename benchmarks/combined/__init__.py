@@ -1,0 +1,1 @@
+"""Every method alone, and a combination, on real models: which cells there are, and their table."""
