@@ -142,7 +142,7 @@ def report(found: dict[str, dict[str, Any]]) -> list[str]:
         f"random weights, seed 0; {ROUNDS} blocks or more of each version, in turn, of which the least counts.",
         "",
         f"- The median error should be at most {AIM:.0%}: it is {middle:.1%} on {len(found)} of {len(MODELS)} models: "
-        f"this {word}. By multiply-accumulates alone it would be {by_macs:.1%}.",
+        f"there this {word}. By multiply-accumulates alone it would be {by_macs:.1%}.",
         "",
         "| model | pruned | original ms | pruned ms | spread | staircase misses by | MACs miss by | shapes | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
