@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from sklearn.datasets import load_digits
 
 import trimtab as tt
 from trimtab.cli import EXIT_CODES, USER_ERROR, main
@@ -562,6 +564,23 @@ def test_train_writes_a_model_that_loads(trimtab: Trimtab, tmp_path: Path) -> No
     refused(trimtab("train", "job.py:digits", "--budget", "10"), "Cannot read --budget 10: give a number and s, m or h")
     refused(trimtab("train", "job.py:digits", "--lr", "0"), "lr > 0")
     refused(trimtab("optimize", "job.py:digits", "--model", "nowhere"), "nowhere")
+    refused(
+        trimtab("train", "job.py:digits", "--optimizer", "lino"), "There is no optimizer 'lino'; the optimizers are"
+    )
+
+
+@pytest.mark.slow
+def test_optimize_goes_on_from_a_model_that_train_wrote(trimtab: Trimtab, tmp_path: Path) -> None:
+    given = ("--optimizer", "lion", "--lr", "0.001", "--epochs", "3", "--output", "t", "--quiet")
+    said = trimtab("train", "job.py:digits", *given)
+    assert said.code == 0, said.err
+    said = trimtab("optimize", "job.py:digits", "--model", "t", *OPTIONS, "--run", "r")
+    proof = read_json(tmp_path / "r" / "evidence.json")
+    assert said.code == EXIT_CODES[proof["verdict"]["word"]], said.err
+    assert "training" not in said.err, "it was trained before"
+    x, y = (array[897 + 300 :] for array in load_digits(return_X_y=True))
+    classes = tt.load(tmp_path / "t").graph(torch.tensor(x, dtype=torch.float32) / 16).argmax(1).numpy()
+    assert proof["rows"][0]["metric"] == pytest.approx((classes == y).mean(), abs=0.005)
 
 
 def test_verify_resume_refuses_what_it_cannot_do(trimtab: Trimtab) -> None:

@@ -196,6 +196,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Instead of the task's.")] = None,
     lr: Annotated[float | None, typer.Option(help="The highest learning rate, instead of the task's.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Instead of the task's.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="A name, e.g. lion; its own rate and schedule.")] = None,
     precision: Annotated[TrainPrecision | None, typer.Option(help="Of the forward pass.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write (default: runs/TASK-trained).")] = None,
     *,
@@ -210,11 +211,12 @@ def train(
     Examples:
       trimtab train fashion --until accuracy=0.85 --budget 10m
 
-      trimtab train mytask.py:make --epochs 20 --precision bf16 --output trained
+      trimtab train mytask.py:make --epochs 20 --optimizer lion --precision bf16 --output trained
     """
     from dataclasses import replace
 
     from trimtab.core import Fit
+    from trimtab.optim import find_optimizer
     from trimtab.tasks.resolve import resolve
     from trimtab.teach.train import parse_until, seconds_of
     from trimtab.teach.train import train as run_train
@@ -223,6 +225,10 @@ def train(
     model, described = resolve(task)
     asked = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "precision": precision, "compile": compile}
     given = {name: getattr(value, "value", value) for name, value in asked.items() if value is not None}
+    if optimizer is not None:
+        find_optimizer(optimizer)
+        # The task's rate, decay and schedule were for another one.
+        given = {"optimizer": optimizer, "lr": None, "weight_decay": None, "schedule": None} | given
     settings = replace(described.fit or Fit(), **given)  # type: ignore[arg-type]
     trained = run_train(model, described, settings=settings, until=goal, budget=seconds, output=output, quiet=quiet)
     name = f"{described.metric.name} on select"

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,6 +133,15 @@ def leaves(value: Any) -> list[Any]:
 
 def test_every_optimizer_has_a_row_and_the_table_is_sorted() -> None:
     assert list(OPTIMIZERS) == sorted(OPTIMIZERS) == sorted(ROWS)
+
+
+def test_the_page_is_true() -> None:
+    page = (Path(__file__).parents[2] / "docs/optimizers.md").read_text(encoding="utf-8")
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:6]] for line in page.splitlines() if line.startswith("| `")]
+    assert rows == [
+        [name, type(one).__name__, f"{one.lr:g}", one.schedule, "all" if one.full_batch else "mini"]
+        for name, one in OPTIMIZERS.items()
+    ]
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

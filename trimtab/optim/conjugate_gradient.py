@@ -7,47 +7,11 @@ gradient's. Cost: two gradients an iteration in the usual case; state: two tenso
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import torch
-from torch import nn
-
-from trimtab.optim.base import check_settings
 from trimtab.optim.flat import Closure
-from trimtab.optim.full_batch import FullBatch, Here, Line
+from trimtab.optim.full_batch import FullBatch, FullBatchSettings, Here, Line
 from trimtab.optim.line_search import strong_wolfe
-
-
-@dataclass(frozen=True)
-class ConjugateGradient:
-    """d <- -g + b d, b = max(0, g (g - g_old) / |g_old|^2);  p <- p + t d.
-
-    Args:
-        lr: the first step that is tried.
-        max_iter: iterations in one call of `step`.
-        tolerance: stop when the largest gradient is below it.
-
-    Raises:
-        OptimizerError: a setting is out of range.
-
-    Example:
-        >>> ConjugateGradient().build(nn.Linear(2, 1)).param_groups[0]["max_iter"]
-        20
-    """
-
-    full_batch: ClassVar[bool] = True
-    schedule: ClassVar[Literal["cosine", "constant"]] = "constant"
-
-    lr: float = 1.0
-    max_iter: int = 20
-    tolerance: float = 1e-9
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Over the model's trainable parameters; its `step` needs a closure."""
-        return ConjugateGradientOptimizer(model, lr=self.lr, max_iter=self.max_iter, tolerance=self.tolerance)
 
 
 class ConjugateGradientOptimizer(FullBatch):
@@ -73,3 +37,16 @@ class ConjugateGradientOptimizer(FullBatch):
             return None
         memory.update(t=t, slope=line.slope, gradient=g, direction=direction)
         return line.at(t)
+
+
+@dataclass(frozen=True)
+class ConjugateGradient(FullBatchSettings):
+    """d <- -g + b d, b = max(0, g (g - g_old) / |g_old|^2);  p <- p + t d.
+
+    Example:
+        >>> from torch import nn
+        >>> ConjugateGradient().build(nn.Linear(2, 1)).param_groups[0]["max_iter"]
+        20
+    """
+
+    built: ClassVar[type[FullBatch]] = ConjugateGradientOptimizer

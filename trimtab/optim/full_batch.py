@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.errors import OptimizerError
-from trimtab.optim.base import trainable
+from trimtab.optim.base import check_settings, trainable
 from trimtab.optim.flat import Closure, arithmetic, gradients, restore_dtypes_, run
 
 
@@ -25,6 +25,35 @@ class Here:
     x: Tensor
     value: float
     gradient: Tensor
+
+
+@dataclass(frozen=True)
+class FullBatchSettings:
+    """What the methods without a setting of their own are set by.
+
+    Args:
+        lr: the first step that is tried.
+        max_iter: iterations in one call of `step`.
+        tolerance: stop when the largest gradient is below it.
+
+    Raises:
+        OptimizerError: a setting is out of range.
+    """
+
+    full_batch: ClassVar[bool] = True
+    schedule: ClassVar[Literal["cosine", "constant"]] = "constant"
+    built: ClassVar[type[FullBatch]]
+
+    lr: float = 1.0
+    max_iter: int = 20
+    tolerance: float = 1e-9
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Over the model's trainable parameters; its `step` needs a closure."""
+        return self.built(model, lr=self.lr, max_iter=self.max_iter, tolerance=self.tolerance)
 
 
 class FullBatch(torch.optim.Optimizer):

@@ -9,49 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import torch
-from torch import nn
-
-from trimtab.optim.base import check_settings
 from trimtab.optim.flat import Closure
-from trimtab.optim.full_batch import FullBatch, Here, Line
+from trimtab.optim.full_batch import FullBatch, FullBatchSettings, Here, Line
 from trimtab.optim.line_search import armijo
-
-
-@dataclass(frozen=True)
-class Nesterov:
-    """y = x + (k_old - 1) / k (x - x_old);  x <- y - t grad(y), with f(x) <= f(y) - t/2 |grad(y)|^2.
-
-    k <- (1 + sqrt(1 + 4 k^2)) / 2.
-
-    Args:
-        lr: the first step that is tried.
-        max_iter: iterations in one call of `step`.
-        tolerance: stop when the largest gradient is below it.
-
-    Raises:
-        OptimizerError: a setting is out of range.
-
-    Example:
-        >>> Nesterov().build(nn.Linear(2, 1)).param_groups[0]["max_iter"]
-        20
-    """
-
-    full_batch: ClassVar[bool] = True
-    schedule: ClassVar[Literal["cosine", "constant"]] = "constant"
-
-    lr: float = 1.0
-    max_iter: int = 20
-    tolerance: float = 1e-9
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Over the model's trainable parameters; its `step` needs a closure."""
-        return NesterovOptimizer(model, lr=self.lr, max_iter=self.max_iter, tolerance=self.tolerance)
 
 
 class NesterovOptimizer(FullBatch):
@@ -74,3 +36,18 @@ class NesterovOptimizer(FullBatch):
             return None
         memory.update(t=t, k=k, x=here.x)
         return line.at(t)
+
+
+@dataclass(frozen=True)
+class Nesterov(FullBatchSettings):
+    """y = x + (k_old - 1) / k (x - x_old);  x <- y - t grad(y), with f(x) <= f(y) - t/2 |grad(y)|^2.
+
+    k <- (1 + sqrt(1 + 4 k^2)) / 2.
+
+    Example:
+        >>> from torch import nn
+        >>> Nesterov().build(nn.Linear(2, 1)).param_groups[0]["max_iter"]
+        20
+    """
+
+    built: ClassVar[type[FullBatch]] = NesterovOptimizer
