@@ -1,7 +1,7 @@
 """Real models, each method alone and combinations: quality, bytes, latency in the best runtime, seconds.
 
-    scripts/bench compress_models --models silero mobilenet
-    scripts/bench compress_models --models silero --time      (races; needs a quiet machine)
+    scripts/bench compress_models --models silero_vad mobilenet_v2
+    scripts/bench compress_models --models silero_vad --time      (races; needs a quiet machine)
 
 For each model: the original, every method alone, and two combinations written by hand, one for speed and one for size.
 Quality is the model's own figures and the agreement with the original on the task's judged samples, with its interval;
@@ -26,7 +26,7 @@ import torch
 from combined.cells import ORIGINAL, Cell, cells_of
 from combined.table import page, plot, report
 from models.loaded import Loaded
-from models.tasks import LOADERS
+from tasks import LOADERS
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -46,7 +46,7 @@ from trimtab.runtimes.evaluate import Exported, export_checked, race
 from trimtab.train.loop import predict
 
 ROOT = Path(__file__).parents[1]
-CLASSIFIERS = ("mobilenet", "efficientnet")
+CLASSIFIERS = ("mobilenet_v2", "efficientnet_lite0")
 SERVED, SAMPLES, ROUNDS, BATCH = ("onnxruntime", "openvino"), 64, 8, 25
 
 

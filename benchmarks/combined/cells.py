@@ -15,7 +15,7 @@ from trimtab.compress.weightonly import WeightOnly
 from trimtab.core import Method
 
 ORIGINAL, FAST, SMALL = "original", "combined for speed", "combined for size"
-CONVOLUTIONAL = ("mobilenet", "efficientnet", "crnn", "silero")
+CONVOLUTIONAL = ("mobilenet_v2", "efficientnet_lite0", "ocr_crnn", "silero_vad")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Cell:
 def cells_of(model: str, samples: int) -> list[Cell]:
     """The cells of a model, `samples` of which calibrate; what a run that is stopped should have said first.
 
-    >>> [cell.name for cell in cells_of("silero", 64)][:2]
+    >>> [cell.name for cell in cells_of("silero_vad", 64)][:2]
     ['original', 'int8']
     """
     integers: Method = Quantize(samples=samples) if model in CONVOLUTIONAL else Dynamic()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import compress_models
 import pytest
+import tasks
 from combined.cells import FAST, ORIGINAL, SMALL, Cell, cells_of, parts_of
 from combined.table import page, report
-from models import tasks
 from models.loaded import Loaded
 
 import trimtab as tt
@@ -41,7 +40,7 @@ def row(cell: str, coded: int, gain: float) -> dict[str, Any]:
 def test_report_says_alone_and_together() -> None:
     rows = [row(ORIGINAL, 1200, 1.0), row("int8", 400, 1.5), row("pruned by .1", 1000, 1.2), row(FAST, 350, 1.6)]
     refused = {"model": "Net", "cell": "one block shared", "data": "100 samples", "refused": "no twins", "times": None}
-    text = "\n".join(report({"silero": [*rows, refused]}))
+    text = "\n".join(report({"silero_vad": [*rows, refused]}))
     assert (
         "| int8 | 0.980 | 0.950 (0.920 ... 0.980) | 0.800 | 3.00 | 2.00 | openvino-bf16 | 4.00 | 1.50 (1.40 ... 1.60)"
         in text
@@ -51,13 +50,13 @@ def test_report_says_alone_and_together() -> None:
     assert "| one block shared | refused: no twins |" in text
     assert "Not run: palette of 4 bits, .4 zeros, combined for size" in text
     assert "| Net | combined for speed | 0.950 (0.920 ... 0.980) | 3.43 | 1.60 (1.50 ... 1.70) |" in "\n".join(
-        page({"silero": rows}, "x.md")
+        page({"silero_vad": rows}, "x.md")
     )
 
 
 def test_what_was_not_raced_is_said() -> None:
     rows = [row(ORIGINAL, 1200, 1.0), row(SMALL, 100, 1.0) | {"times": None}]
-    text = "\n".join(report({"silero": rows}))
+    text = "\n".join(report({"silero_vad": rows}))
     assert "| 12.00 | 2.00 | not raced |" in text
     assert "times faster" not in text
 
@@ -74,23 +73,18 @@ def test_the_parts_of_a_combination_stand_alone_too(model: str) -> None:
             assert len(parts_of(model, cell)) == len(cell.methods)
 
 
-def test_each_model_is_a_task_by_name() -> None:
-    functions = {name for name, _ in inspect.getmembers(tasks, inspect.isfunction) if name in tasks.LOADERS}
-    assert functions == set(tasks.LOADERS)
-
-
 @pytest.mark.slow
 def test_a_run_and_a_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = net("conv")
     loaded = Loaded("Net", module, task_of(x), lambda model: {"first": float(model(x)[0, 0].detach())}, "128 samples")
     cells = [Cell(ORIGINAL, ()), Cell("pruned", (tt.Prune(ratio=0.5),)), Cell("shared", (tt.ShareBlocks(9),))]
-    monkeypatch.setattr(compress_models, "LOADERS", {"silero": lambda: loaded})
+    monkeypatch.setattr(compress_models, "LOADERS", {"silero_vad": lambda: loaded})
     monkeypatch.setattr(compress_models, "cells_of", lambda model, samples: cells)
     monkeypatch.setattr(compress_models, "SERVED", ("onnxruntime",))
     monkeypatch.setattr(compress_models, "ROUNDS", 3)
-    compress_models.run("silero", tmp_path)
-    compress_models.timed("silero", tmp_path)
-    original, pruned, shared = compress_models.rows_of(tmp_path, "silero")
+    compress_models.run("silero_vad", tmp_path)
+    compress_models.timed("silero_vad", tmp_path)
+    original, pruned, shared = compress_models.rows_of(tmp_path, "silero_vad")
     assert original["alike"][1] == 0
     assert pruned["macs"] < 1
     assert pruned["coded"] < original["coded"]
