@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from quantized.cells import CELLS, NAIVE, ORIGINAL, Cell
+from quantized.cells import CELLS, NAIVE, ORIGINAL, Cell, cells_of
 from trimtab.measure.machine import stamp, versions
 
 SMALL = ("KL", "relative error")
@@ -118,15 +118,24 @@ def page(rows: list[Row], source: str) -> list[str]:
     models = by_model(rows)
     for model, here in models.items():
         lines += [line for name in measures(here[0]) if (line := compared(model, name, here))]
-    lines += ["", "| model | runtime | trimtab's file | best rival's file | trimtab is faster by | within 3 % |"]
-    lines += ["|---" * 6 + "|"]
+    races = []
     for model, here in models.items():
         for runtime in dict.fromkeys(row["runtime"] for row in here):
-            lines += raced(model, runtime, [row for row in here if row["runtime"] == runtime and row["times"]])
+            races += raced(model, runtime, [row for row in here if row["runtime"] == runtime and row["times"]])
+    if races:
+        lines += ["", "| model | runtime | trimtab's file | best rival's file | trimtab is faster by | within 3 % |"]
+        lines += ["|---" * 6 + "|", *races]
+    lines += ["", "Not measured yet, for want of time on this machine:", ""]
+    lines += [f"* {model}: {', '.join(missing(model, here))}" for model, here in models.items()]
     link = f"[{source}](../../benchmarks/results/{source})"
-    alone = [model for model, here in models.items() if not all(sides_of(here))]
-    lines += ["", f"Of {', '.join(alone)} only one side is measured."] if alone else []
     return [*lines, "", f"Conditions, every setting, sizes and seconds: {link}. Made by `scripts/bench quantize`."]
+
+
+def missing(model: str, rows: list[Row]) -> list[str]:
+    """What of a model has no cell, or no latency where it should have one."""
+    there = {place_of(row) for row in rows}
+    cells = [f"{cell.name} ({cell.runtime})" for cell in cells_of(model) if (cell.name, cell.runtime) not in there]
+    return cells + (["latencies"] if not any(row["times"] for row in rows) else []) or ["nothing"]
 
 
 def sides_of(rows: list[Row]) -> tuple[list[Row], list[Row]]:
