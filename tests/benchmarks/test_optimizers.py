@@ -1,0 +1,36 @@
+"""The benchmark of optimizers: what a run gives, and which rate counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import optimizers
+import pytest
+from optimizers import best_of, cancer, profile, run, settings_of
+
+from trimtab.optim import OPTIMIZERS
+
+
+def test_a_run_counts_gradients_and_a_miss_is_infinite() -> None:
+    gradients, seconds = run(cancer(), settings_of("lbfgs", 1.0), 0)
+    assert 10 < gradients < 60
+    assert seconds > 0
+    problem = cancer()
+    assert run(replace(problem, most=3), settings_of("sgd", 1.0), 0) == [math.inf, math.inf]
+
+
+def test_the_rate_of_the_lowest_median_counts_and_misses_are_infinite() -> None:
+    cells = {"p adam 1 0": [9.0, 1.0], "p adam 1 1": [math.inf, math.inf], "p adam 10 0": [7.0, 3.0]}
+    assert best_of(cells, "p", "adam") == (10.0, [7.0], [3.0])
+    assert best_of(cells, "p", "sgd") is None
+    cells |= {f"p {name} 1 0": [math.inf, math.inf] for name in OPTIMIZERS if name != "adam"}
+    assert profile(cells, ["p"])["adam"] == [1.0]
+    assert profile(cells, ["p"])["sgd"] == [math.inf]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_through_every_problem(name: str) -> None:
+    for make in optimizers.PROBLEMS.values():
+        problem = replace(make(), most=2, target=1e9, look=1)
+        assert run(problem, settings_of(name, 1.0), 0)[0] >= 1
