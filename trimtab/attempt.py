@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ class Job:
     held: Study
     show: Progress
     command: str
+    watch: Callable[[], None] | None = None
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """Tell of progress; `watch` may raise, to end what lasts too long."""
+        self.show.step(done, total, text)
+        if self.watch:
+            self.watch()
 
     def chance(self, trial: Trial) -> float:
         """How likely the trial's quality is to be proven on `verify`, 0 ... 1."""
@@ -222,9 +230,8 @@ def attempt(
     held = job.held
     if needless := _needless(job, recipe):
         return Tried(recipe, skipped=(needless,))
-    tools = Tools(report=job.show.step, folder=str(held.folder / "work"))
     try:
-        built = build(recipe, original, job.task, once_folder=held.once_folder, tools=tools)
+        built = _built(job, original, recipe)
     except PlanError as error:
         return Tried(recipe, skipped=(Skip(recipe.name, str(error)),))
     skipped = tuple(skip for stage in built.stages for skip in stage.skipped)
@@ -263,6 +270,22 @@ def _needless(job: Job, recipe: Recipe) -> Skip | None:
     return Skip(recipe.name, why) if chance >= SURE else None
 
 
+def _built(job: Job, original: Built, recipe: Recipe) -> Built:
+    tools = Tools(report=job.step, folder=str(job.held.folder / "work"))
+    return build(recipe, original, job.task, once_folder=job.held.once_folder, tools=tools)
+
+
+def screened(job: Job, bench: Bench, original: Built, recipe: Recipe) -> tuple[GraphModule, list[Drop]]:
+    """The recipe's graph, and what it keeps of the quality on `select`; nothing is exported.
+
+    Raises:
+        PlanError: a method refuses.
+        MetricError: the user's metric raised, or is not what it declares.
+    """
+    built = _built(job, original, recipe)
+    return built.graph, job.held.once(f"screens/{key(recipe)}", lambda: _screen(bench, built), list[Drop])
+
+
 def _screen(bench: Bench, built: Built) -> list[Drop]:
     own = _graded(bench.task, bench.goal, built)
     return list(held_against(bench.task, bench.goal, bench.task.select, bench.reference, own))
@@ -284,12 +307,12 @@ def _outcome(job: Job, bench: Bench, built: Built, free: list[Trial], candidate:
         if why := supported(candidate.runtime, candidate.precision):
             return Outcome(skipped=(Skip(candidate.name, why),))
         try:
-            job.show.step(0, 2, f"exporting {candidate.name}")
+            job.step(0, 2, f"exporting {candidate.name}")
             own = _export(job, built, candidate)
         except RuntimeFailed as error:
             return Outcome(skipped=(Skip(candidate.name, _brief(error)),))
         baseline = exported(job, best_free(free, job.goal, job.target))
-        job.show.step(1, 2, f"timing {candidate.name}")
+        job.step(1, 2, f"timing {candidate.name}")
         try:
             return Outcome(try_one(bench, baseline, own, recipe=candidate.recipe.name), _fallbacks(built, own))
         except MetricError as error:

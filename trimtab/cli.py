@@ -25,6 +25,12 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="
 TaskName = Annotated[
     str, typer.Argument(help="A built-in task (fashion), FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.")
 ]
+Price = Annotated[
+    float | None, typer.Option(help="What the target costs an hour, to tell the price of a million samples.")
+]
+Storage = Annotated[
+    str | None, typer.Option(help="Database of the trials, shared by all who name it, e.g. postgresql://...")
+]
 Runtimes = Annotated[list[str] | None, typer.Option(help="Runtime to allow; repeat for more (default: all).")]
 Drop = Annotated[float | None, typer.Option(help="Allowed loss in the metric's own units, instead of --keep.")]
 
@@ -79,13 +85,14 @@ def optimize(
     keep: Annotated[float, typer.Option(help="Fraction of the metric that must stay, e.g. 0.99.")] = 0.99,
     drop: Drop = None,
     confidence: Annotated[float, typer.Option(help="One-sided confidence of the verdict.")] = 0.95,
-    minutes: Annotated[float | None, typer.Option(help="Time limit of the search.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time of the search, which goes on until it is spent.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Candidates to try at most, the first ones included.")] = None,
+    storage: Storage = None,
+    seed: Annotated[int, typer.Option(help="Of what the search tries.")] = 0,
     runtimes: Runtimes = None,
     batch_size: Annotated[int, typer.Option(help="Batch size to be fast at.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads of the serving process.")] = 1,
-    price_per_hour: Annotated[
-        float | None, typer.Option(help="What the target costs an hour, to tell the price of a million samples.")
-    ] = None,
+    price_per_hour: Price = None,
     watts: Annotated[
         float | None, typer.Option(help="What the target takes while it runs, to estimate energy without a counter.")
     ] = None,
@@ -107,11 +114,11 @@ def optimize(
     Examples:
       trimtab optimize fashion
 
-      trimtab optimize mytask.py:make --keep 0.995 --runtimes onnxruntime --minutes 20
+      trimtab optimize mytask.py:make --keep 0.995 --minutes 60 --storage postgresql+psycopg://me:word@host/trials
 
       trimtab optimize mypackage.tasks:make --minimise size_bytes --drop 0.01
     """
-    from trimtab.core import Goal, Target
+    from trimtab.core import Goal, Search, Target
     from trimtab.pipeline import optimize as run_pipeline
     from trimtab.report.terminal import summary
     from trimtab.tasks.resolve import resolve
@@ -122,12 +129,12 @@ def optimize(
     goal = Goal(minimise.value, keep=keep, drop=drop, confidence=confidence, minutes=minutes)
     allowed = tuple(runtimes) if runtimes else None
     target = Target("cpu", allowed, batch_size, threads, price_per_hour, watts)
-    command = shlex.join(["trimtab", *sys.argv[1:]])
+    search = Search(storage, trials, seed, _command(storage))
     fresh, described = resolve(task)
     started = trained_by(model, described) if model else (fresh, described)
     folder = run or Path("runs") / started[1].name
     with tracked(folder, track or ()):
-        artifact = run_pipeline(*started, target=target, goal=goal, run=folder, quiet=quiet, command=command)
+        artifact = run_pipeline(*started, target=target, goal=goal, run=folder, quiet=quiet, search=search)
     summary(artifact.evidence, console=Console())
     raise typer.Exit(EXIT_CODES[artifact.verdict.word])
 
@@ -447,6 +454,14 @@ def doctor(
         # Plain and not wrapped: it holds commands to be copied.
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(", ".join(f"{name} {number}" for name, number in found.versions.items()))
+
+
+def _command(storage: str | None) -> str:
+    """The command line as it was given, but for the password of a database."""
+    from trimtab.search.sampler import shown
+
+    words = [word.replace(storage, shown(storage)) if storage else word for word in sys.argv[1:]]
+    return shlex.join(["trimtab", *words])
 
 
 def main() -> None:

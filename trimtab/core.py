@@ -252,8 +252,8 @@ class Goal:
     """What to minimise, and how much quality must stay.
 
     keep: the fraction of the metric that must stay (0.99: at most 1 % of it may be lost); `drop` states the
-    allowed loss in the metric's own units instead. `confidence` is one-sided. `minutes` limits the search. `bounds`
-    are what else must stay true: other metrics, slices, each class.
+    allowed loss in the metric's own units instead. `confidence` is one-sided. `minutes` is the time of the search.
+    `bounds` are what else must stay true: other metrics, slices, each class.
     """
 
     minimise: Quantity = "latency_ms"
@@ -271,6 +271,43 @@ class Goal:
             raise GoalError(f"confidence={self.confidence:g} must lie between 0.5 and 1, e.g. 0.95.")
         if self.minutes is not None and self.minutes <= 0:
             raise GoalError(f"minutes={self.minutes:g} must be more than zero.")
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the space is searched, after the recipes that are tried first.
+
+    storage: the database that keeps the trials, e.g. `postgresql://host/name` or `sqlite:////shared/trials.db`; every
+    process that names it takes part in one search. None: a file in the run's folder. trials: at most so many
+    candidates, those that are tried first included. seed: of what is tried. command: what the report names as the way
+    to make the result again. Without `storage`, `trials` and `Goal.minutes` the recipes that are tried first are all.
+    """
+
+    storage: str | None = None
+    trials: int | None = None
+    seed: int = 0
+    command: str = "trimtab.optimize(...)"
+
+    def __post_init__(self) -> None:
+        if self.trials is not None and self.trials < 1:
+            raise GoalError(f"trials={self.trials} must be 1 or more: it is how many candidates are tried at most.")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One decision of the search space: options by name, the first of them doing nothing where that is possible.
+
+    ordered: whether they grow. when: (other slot, its options) that it is asked for at, any one of them; else always.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    ordered: bool = False
+    when: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def asked(self, picks: Mapping[str, str]) -> bool:
+        """Whether it is to be decided, after the decisions in `picks`."""
+        return not self.when or any(picks.get(slot) in options for slot, options in self.when)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Every step that has ended is kept in the run's folder; the same call goes on fro
 
 from __future__ import annotations
 
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,17 @@ import numpy as np
 from torch import nn
 
 from trimtab.artifact import Loaded, load_artifact
-from trimtab.attempt import Job, Shrunk, Tried, attempt, bench_of, free_baselines, pinned, prepare, shrink
-from trimtab.compress.build import Built, key
+from trimtab.attempt import Job, Shrunk, bench_of, free_baselines, pinned, prepare, shrink
+from trimtab.compress.build import key
 from trimtab.compress.recipes import recipes_to_try
-from trimtab.core import Artifact, Goal, Method, Recipe, Skip, Target, Task, Trial
+from trimtab.core import Artifact, Goal, Method, Recipe, Search, Target, Task, Trial
+from trimtab.explore import Asked, chosen, explore, require_search
 from trimtab.files import read_array, write_array, write_atomic
 from trimtab.graph.capture import capture
 from trimtab.prove import REPORT_FILE, prove, ship
 from trimtab.report.html import page
 from trimtab.report.terminal import PRUNE_PHASES, Progress
-from trimtab.report.words import metric
 from trimtab.runtimes.evaluate import usable
-from trimtab.runtimes.trial import Bench
-from trimtab.search.space import best_free, choose
 from trimtab.search.study import study
 from trimtab.tasks.bounds import check_bounds
 from trimtab.tasks.check import check, check_model, fingerprint, fingerprint_weights
@@ -43,7 +40,7 @@ def optimize(
     run: str | Path | None = None,
     recipes: tuple[Recipe, ...] | None = None,
     quiet: bool = False,
-    command: str = "trimtab.optimize(...)",
+    search: Search = Search(),  # noqa: B008 - frozen
 ) -> Artifact:
     """Find the cheapest version of `model` that keeps the goal's quality, prove it, and write it to the run's folder.
 
@@ -53,9 +50,10 @@ def optimize(
         target: where it will run.
         goal: what to minimise and what to keep.
         run: the folder of this run (default `runs/<task name>`); a killed run goes on from there.
-        recipes: what to try instead of the default space.
+        recipes: what to try, and nothing else, instead of the default recipes and the search after them.
         quiet: show no progress.
-        command: what the report names as the way to make this result again.
+        search: where its trials are kept, how many, with which seed. It begins after the default recipes, if the
+            goal gives minutes or this a number of trials.
 
     Returns:
         The artifact with its verdict: PASS, FAIL or INCONCLUSIVE. The best effort is written in every case.
@@ -64,6 +62,7 @@ def optimize(
         TrimtabError: the input cannot be used; the message says what to do.
     """
     tried = recipes_to_try(recipes)
+    require_search(search, recipes)
     check(task)
     check_model(model, task)
     check_bounds(task, goal)
@@ -77,16 +76,17 @@ def optimize(
         "model": fingerprint_weights(model, values=task.fit is None),
         "target": cattrs.unstructure(target),
         "goal": cattrs.unstructure(goal),
-        "recipes": [key(recipe) for recipe in tried],
     }
+    asked = Asked(search, identity, samples=recipes is None)
+    identity = identity | {"recipes": [key(recipe) for recipe in tried], "seed": search.seed}
     with study(folder, identity) as held, Progress(quiet=quiet) as show:
         if not held.has("artifact"):
-            job = Job(pinned(held, model, task), target, goal, held, show, command)
+            job = Job(pinned(held, model, task), target, goal, held, show, search.command)
             original = prepare(job, model)
             bench = bench_of(job, original)
             free, freely = free_baselines(job, bench, original, runtimes)
-            ended = [freely, *_search(job, bench, original, free, tried)]
-            choice = held.once("choice", lambda: _choose(job, free, ended), Trial)
+            ended = [freely, *explore(job, bench, original, free, tried, asked)]
+            choice = held.once("choice", lambda: chosen(job, free, ended), Trial)
             proof = held.once("evidence", lambda: prove(job, free, ended, choice), dict[str, Any])
             ship(job, original, free, ended, choice, proof)
     return load_artifact(folder / "artifact").artifact
@@ -148,53 +148,3 @@ def rewrite_report(run: Path, *, output: Path | None = None) -> tuple[Path, dict
     path = output or (run if inner.is_dir() else run.resolve().parent) / REPORT_FILE
     write_atomic(path, page(evidence).encode())
     return path, evidence
-
-
-def _search(job: Job, bench: Bench, original: Built, free: list[Trial], recipes: tuple[Recipe, ...]) -> list[Tried]:
-    """Try one recipe after the other, until all are tried or the budget is spent."""
-    started = time.monotonic()
-    ended: list[Tried] = []
-    for place, recipe in enumerate(recipes):
-        if job.goal.minutes is not None and _too_late(job, recipe, time.monotonic() - started):
-            late = Skip(recipe.name, f"the budget of {job.goal.minutes:g} minutes was spent")
-            ended.append(Tried(recipe, skipped=(late,)))
-            continue
-        job.show.trial(place, len(recipes), recipe.name)
-        ended.append(attempt(job, bench, original, [*free, *_trials(ended)], recipe))
-        _tell_best(job, ended)
-    if not any(tried.trials for tried in ended):
-        ended += _nearest_miss(job, bench, original, free, ended)
-    return ended
-
-
-def _too_late(job: Job, recipe: Recipe, seconds: float) -> bool:
-    """Whether the budget leaves no time to begin `recipe`; what a killed run had ended of it costs nothing."""
-    assert job.goal.minutes is not None
-    return not job.held.has(f"screens/{key(recipe)}") and (job.held.has("choice") or seconds > 60 * job.goal.minutes)
-
-
-def _nearest_miss(job: Job, bench: Bench, original: Built, free: list[Trial], ended: list[Tried]) -> list[Tried]:
-    """If nothing had a chance, what came nearest is exported all the same: the best effort is always saved."""
-    screened = [tried for tried in ended if tried.screen]
-    if not screened:
-        return []
-    nearest = max(screened, key=lambda tried: min(drop.diff / (drop.margin or 1e-9) for drop in tried.screen))
-    return [attempt(job, bench, original, free, nearest.recipe, hopeless=0.0)]
-
-
-def _choose(job: Job, free: list[Trial], ended: list[Tried]) -> Trial:
-    trials = _trials(ended)
-    return choose(trials, job.chance) if trials else best_free(free, job.goal, job.target)
-
-
-def _trials(ended: list[Tried]) -> list[Trial]:
-    return [trial for tried in ended for trial in tried.trials]
-
-
-def _tell_best(job: Job, ended: list[Tried]) -> None:
-    trials = _trials(ended)
-    if trials:
-        best = choose(trials, job.chance)
-        times = f", {best.gain.value:.2f}x" if best.gain else ""
-        quality = metric(best.select.candidate, percent=job.task.metric.binary)
-        job.show.best(f"{best.candidate}: {quality}{times}")

@@ -114,7 +114,7 @@ def _attribution(job: Job, tried: Tried | None, choice: Trial) -> dict[str, Any]
 
 
 def _of(ended: list[Tried], choice: Trial) -> Tried | None:
-    return next((tried for tried in ended if tried.recipe.name == choice.recipe), None)
+    return next((tried for tried in ended if choice.id in {trial.id for trial in tried.trials}), None)
 
 
 def ship(

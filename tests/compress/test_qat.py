@@ -190,7 +190,7 @@ def test_it_follows_pruning_and_distillation_in_a_recipe_and_is_served_as_intege
 
     original = Built(graph, tmp_path / "original", ())
     built = build(recipe, original, task, once_folder=once_folder, tools=Tools(folder=str(tmp_path / "work")))
-    assert [stage.method for stage in built.stages] == ["prune .5", "distill", "int8 QAT"]
+    assert [stage.method for stage in built.stages] == ["prune .5", "distill 1 epoch", "int8 QAT"]
     assert is_quantized(built.graph)
     assert built.graph(x).shape == graph(x).shape
     assert quantized_to(recipe) == "int8"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import trimtab
-from trimtab.core import Goal, Target
+from trimtab.core import Goal, Search, Target
 
 ROOT = Path(trimtab.__file__).parent
 REPO = ROOT.parent
@@ -33,6 +33,7 @@ ORDER = [
     ["search", "diagnose"],
     ["report"],
     ["attempt", "attribute", "teach"],
+    ["explore"],
     ["prove"],
     ["pipeline", "recheck", "watch"],
     ["track"],
@@ -126,7 +127,7 @@ def test_no_flag_exists_that_python_lacks() -> None:
     from trimtab.track import tracked
     from trimtab.watch import PORT, watch
 
-    fields = {field.name for value in (Goal, Target) for field in dataclasses.fields(value)}
+    fields = {field.name for value in (Goal, Search, Target) for field in dataclasses.fields(value)}
     known = fields | set(inspect.signature(pipeline.optimize).parameters) | set(inspect.signature(tracked).parameters)
     flags = set(inspect.signature(cli.optimize).parameters)
     assert flags <= known, flags - known
@@ -148,7 +149,7 @@ def test_no_flag_exists_that_python_lacks() -> None:
             default = inspect.signature(cli.prune).parameters[field.name].default
             assert getattr(default, "value", default) == field.default, field.name
     assert {one.value for one in cli.Importance} == set(MEASURES)
-    for value in (Goal, Target):
+    for value in (Goal, Search, Target):
         for field in dataclasses.fields(value):
             if field.name in flags:
                 default = inspect.signature(cli.optimize).parameters[field.name].default

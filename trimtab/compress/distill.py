@@ -72,7 +72,7 @@ class Distill:
     Example:
         >>> from trimtab.compress.objectives import Features
         >>> Distill(epochs=2, objectives=(Logits(temperature=4), Features(at=("relu_3",), weight=0.1))).name
-        'distill'
+        'distill 2 epochs'
     """
 
     epochs: int = 4
@@ -92,7 +92,7 @@ class Distill:
 
     @property
     def name(self) -> str:
-        return "distill"
+        return "distill" if self.epochs == Distill.epochs else f"distill {self.epochs} epoch{'s' * (self.epochs > 1)}"
 
     def plan(self, graph: GraphModule | nn.Module, task: Task) -> DistillPlan:
         """The settings that `apply` will train with.

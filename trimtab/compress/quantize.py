@@ -122,7 +122,7 @@ class Quantize:
 
     @property
     def name(self) -> str:
-        return "int8"
+        return "int8" if self.rounding == "nearest" else f"int8 by {self.rounding} rounding"
 
     def plan(self, graph: GraphModule, task: Task) -> QuantizePlan:
         """Choose every scale; the graph is not changed.

@@ -1,27 +1,85 @@
-"""The recipes that are tried by default: pruning, with and without distillation, int8 or not."""
+"""The recipes that are tried: a few by default, and the space that a search goes on in, as slots that are filled.
+
+A slot is one decision; some are asked only after others (`Slot.when`). `recipe_of` makes a recipe of what was picked.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from torch.fx import GraphModule
+
+from trimtab.compress.blocks import DropBlocks, blocks
 from trimtab.compress.distill import Distill
+from trimtab.compress.dynamic import Dynamic
+from trimtab.compress.factorize import Factorize
+from trimtab.compress.lowrank import sites
 from trimtab.compress.order import refuse_order
 from trimtab.compress.prune import Prune
+from trimtab.compress.qat import QAT
 from trimtab.compress.quantize import Quantize
-from trimtab.core import Method, Recipe
+from trimtab.compress.weightonly import WeightOnly
+from trimtab.core import Method, Recipe, Skip, Slot
+from trimtab.graph.cost import macs_of_nodes
+from trimtab.graph.dims import groups
 
 RATIOS = (0.25, 0.5)
+NONE = "-"
+CUTS = (NONE, "0.125", "0.25", "0.375", "0.5", "0.625", "0.75")
+RANKS = (NONE, "0.7", "0.5", "0.35")
+BLOCKS = (NONE, "1", "2")
+EPOCHS = (NONE, "1", "2", "4")
+LR = 1e-3  # short and gentle: after the cut the layers fit already
+SHORT = "1"
+FLOATS = "floats"
+# what makes numbers of fewer bits -> the precision that a runtime has to have
+NUMBERS: dict[str, tuple[str, Method | None]] = {
+    FLOATS: ("fp32", None),
+    "int8": ("int8", Quantize()),
+    "int8, learned rounding": ("int8", Quantize(rounding="learned")),
+    "int8, trained": ("int8", QAT(epochs=2)),
+    "int8 at run time": ("int8d", Dynamic()),
+    "weights in int8": ("int8w", WeightOnly("int8")),
+    "weights in int4": ("int4w", WeightOnly("int4")),
+}
+FOR_LINEAR = ("int8d", "int8w", "int4w")
+LINEAR_SHARE = 0.5
+# The slots that take something away; what they lose may be recovered by training.
+STRUCTURE = ("channels cut", "low rank", "blocks dropped")
+
+
+@dataclass(frozen=True)
+class Space:
+    """The slots, in the order in which they are filled, and what is left out of them for this model and target."""
+
+    slots: tuple[Slot, ...]
+    skipped: tuple[Skip, ...] = ()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each slot, for people."""
+        return [
+            {
+                "decision": slot.name,
+                "options": ", ".join(slot.options),
+                "asked": " or ".join(f"{name} is {_briefly(options)}" for name, options in slot.when) or "always",
+            }
+            for slot in self.slots
+        ]
+
+
+def _briefly(options: tuple[str, ...]) -> str:
+    return ", ".join(options) if len(options) < 3 else f"{options[0]} ... {options[-1]}"
 
 
 def default_recipes() -> tuple[Recipe, ...]:
-    """The hand-written space, cheap recipes first; each int8 recipe directly after the same without int8.
+    """The recipes that are tried first, cheap ones first; each int8 recipe directly after the same without int8.
 
     Channels go by "obs", which re-solves the layers that read them: docs/benchmarks/prune_quality.md.
     """
-    recovery = Distill(epochs=2, lr=1e-3)  # short and gentle: after the cut the layers fit already
-    cuts = [Prune(ratio=ratio, importance="obs") for ratio in RATIOS]
-    stems: list[tuple[Method, ...]] = [(), *((cut,) for cut in cuts), *((cut, recovery) for cut in cuts)]
-    integers: tuple[Method, ...] = (Quantize(),)
-    recipes = [Recipe(methods) for stem in stems for methods in (stem, stem + integers)]
-    return tuple(recipe for recipe in recipes if recipe.methods)
+    return tuple(recipe_of(picks) for picks in default_picks())
 
 
 def recipes_to_try(asked: tuple[Recipe, ...] | None) -> tuple[Recipe, ...]:
@@ -33,3 +91,83 @@ def recipes_to_try(asked: tuple[Recipe, ...] | None) -> tuple[Recipe, ...]:
     for recipe in asked or ():
         refuse_order(recipe)
     return default_recipes() if asked is None else asked
+
+
+def default_picks() -> tuple[dict[str, str], ...]:
+    """The same as picks of the space."""
+    stems: list[dict[str, str]] = [{}]
+    for epochs, ratio in product((NONE, "2"), RATIOS):
+        stems.append({"channels cut": f"{ratio:g}", "allocation": "uniform", "epochs of recovery": epochs})
+    return tuple(
+        stem | {"numbers": numbers} for stem in stems for numbers in (FLOATS, "int8") if stem or numbers != FLOATS
+    )
+
+
+def space_of(graph: GraphModule, precisions: Collection[str]) -> Space:
+    """What can be done to `graph`, where the runtimes at hand have `precisions`.
+
+    The slots never depend on data, so that every process of a shared search has the same.
+    """
+    skipped: list[Skip] = []
+
+    def possible(name: str, found: Collection[Any], why: str) -> bool:
+        if not found:
+            skipped.append(Skip(name, why))
+        return bool(found)
+
+    slots: list[Slot] = []
+    cut = possible("channels cut", groups(graph).cuttable, "no channels can go")
+    if cut:
+        slots += [
+            Slot("channels cut", CUTS, ordered=True),
+            Slot("allocation", ("uniform", "global"), when=(("channels cut", CUTS[1:]),)),
+        ]
+    thin = possible("low rank", sites(graph, "channel")[0], "no layer becomes cheaper as two")
+    if thin:
+        slots.append(Slot("low rank", RANKS, ordered=True))
+    if cut and thin:
+        # Asked where both are done; a slot is asked at any of its conditions, so it hangs on the later one alone.
+        slots.append(Slot("order", ("cut first", "low rank first"), when=(("low rank", RANKS[1:]),)))
+    if possible("blocks dropped", blocks(graph)[0], "the model has no residual block"):
+        slots.append(Slot("blocks dropped", BLOCKS, ordered=True))
+    changed = tuple((slot.name, slot.options[1:]) for slot in slots if slot.name in STRUCTURE)
+    if changed:
+        slots.append(Slot("epochs of recovery", EPOCHS, ordered=True, when=changed))
+    numbers, left_out = _numbers(graph, precisions)
+    return Space((*slots, Slot("numbers", numbers)), (*skipped, *left_out))
+
+
+def _numbers(graph: GraphModule, precisions: Collection[str]) -> tuple[tuple[str, ...], list[Skip]]:
+    macs = macs_of_nodes(graph)
+    targets = {node.name: str(node.target) for node in graph.graph.nodes}
+    linear = sum(own for node, own in macs.items() if "linear" in targets[node] or "mm" in targets[node])
+    kept, skipped = [], []
+    for name, (precision, _) in NUMBERS.items():
+        if precision not in precisions:
+            skipped.append(Skip(name, f"no runtime at hand has {precision}"))
+        elif precision in FOR_LINEAR and linear < LINEAR_SHARE * sum(macs.values()):
+            skipped.append(Skip(name, "it is for linear layers, which are less than half of this model"))
+        else:
+            kept.append(name)
+    return tuple(kept), skipped
+
+
+def recipe_of(picks: Mapping[str, str]) -> Recipe:
+    """The recipe that `picks` (slot -> option) stand for.
+
+    >>> recipe_of({"channels cut": "0.5", "epochs of recovery": "2", "numbers": "int8"}).name
+    'prune .5 by obs + distill 2 epochs + int8'
+    """
+    methods: list[Method] = []
+    if (ratio := picks.get("channels cut", NONE)) != NONE:
+        allocation: Any = picks.get("allocation", "uniform")
+        methods.append(Prune(ratio=float(ratio), importance="obs", allocation=allocation))
+    if (share := picks.get("low rank", NONE)) != NONE:
+        thinner = Factorize(macs=float(share), weighted=True)
+        methods.insert(0 if picks.get("order") == "low rank first" else len(methods), thinner)
+    if (num := picks.get("blocks dropped", NONE)) != NONE:
+        methods.insert(0, DropBlocks(num=int(num)))
+    if methods and (epochs := picks.get("epochs of recovery", NONE)) != NONE:
+        methods.append(Distill(epochs=int(epochs), lr=LR))
+    method = NUMBERS[picks.get("numbers", FLOATS)][1]
+    return Recipe((*methods, *((method,) if method else ())))

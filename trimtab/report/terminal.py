@@ -114,6 +114,13 @@ class Progress:
         if self._clock() - self._said >= QUIET_SECONDS:
             self._say(f"{text} ({done} of {total})")
 
+    def note(self, text: str) -> None:
+        """Something to be read once, of any number of lines."""
+        if self._live:
+            self._live.console.print(text, markup=False, highlight=False)
+        for line in () if self._live else text.splitlines():
+            self._say(line)
+
     def best(self, text: str) -> None:
         """The best candidate so far."""
         if text != self._best:

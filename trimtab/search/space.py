@@ -42,7 +42,7 @@ def quantized_to(recipe: Recipe) -> Precision | None:
 
 def unrecovered(recipe: Recipe) -> Recipe | None:
     """The recipe without the steps that recover quality by training; None if it has no such step, or nothing else."""
-    left = tuple(method for method in recipe.methods if method.name not in LEARNING)
+    left = tuple(method for method in recipe.methods if not method.name.startswith(LEARNING))
     return Recipe(left) if left and left != recipe.methods else None
 
 

@@ -1,0 +1,113 @@
+"""The sampler on a made-up space: the given ones first, then a sequence that the seed decides; storages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trimtab.core import Slot
+from trimtab.errors import RunError
+
+pytest.importorskip("optuna")
+
+from trimtab.search.sampler import Proposal, Result, Sampler, all_picks, filled, local, shown
+
+SLOTS = (
+    Slot("cut", ("-", "1", "2", "3"), ordered=True),
+    Slot("how", ("even", "uneven"), when=(("cut", ("1", "2", "3")),)),
+    Slot("numbers", ("floats", "int8", "int4")),
+)
+FIRST = ({"numbers": "int8"}, {"cut": "2", "how": "even", "numbers": "floats"}, {"cut": "9"})
+
+
+def sampler(folder: Path, **changed) -> Sampler:
+    settings = {"seed": 0, "worker": "a", "alone": True, "identity": {"task": "t"}, "slots": SLOTS, "first": FIRST}
+    return Sampler(local(folder), **(settings | changed))
+
+
+def costs(picks) -> tuple[float, float]:
+    """Fewer channels are cheaper and lose more; the two ways to save bits do not add up."""
+    cut = int(picks["cut"].replace("-", "0"))
+    return 1 / (1 + cut + 2 * (picks["numbers"] != "floats")), 0.3 * cut * (1 + (picks["numbers"] == "int4"))
+
+
+def run(one: Sampler, num: int) -> list[dict[str, str]]:
+    found = []
+    while len(found) < num and (proposal := one.ask()):
+        found.append(proposal.picks)
+        one.tell(proposal, Result(costs(proposal.picks), {"recipe": str(len(found))}, rungs=((1.0, 2.0),)))
+    return found
+
+
+def test_first_come_the_given_ones_and_then_nothing_twice_until_the_space_is_empty(tmp_path: Path) -> None:
+    found = run(sampler(tmp_path), 100)
+    assert found[:2] == [{"cut": "-", "numbers": "int8"}, FIRST[1]], "one whose option is not in the space is left out"
+    everything = all_picks(SLOTS)
+    assert len(found) == len(everything) == 3 * 2 * 3 + 3
+    assert all(picks in found for picks in everything)
+    assert all(("how" in picks) == (picks["cut"] != "-") for picks in found)
+
+
+def test_the_seed_decides_the_sequence_and_a_killed_search_goes_on_with_it(tmp_path: Path) -> None:
+    for name in ("whole", "killed", "other"):
+        (tmp_path / name).mkdir()
+    whole = run(sampler(tmp_path / "whole"), 13)
+    found = run(sampler(tmp_path / "killed"), 11)
+    undone = sampler(tmp_path / "killed").ask()
+    assert undone
+    assert undone.picks == whole[11]
+    found += run(sampler(tmp_path / "killed"), 2)
+    assert found == whole
+    assert run(sampler(tmp_path / "other", seed=1), 13) != whole
+
+
+def test_what_has_ended_is_told_with_its_costs_notes_and_rungs(tmp_path: Path) -> None:
+    one = sampler(tmp_path)
+    first = one.ask()
+    assert first
+    one.tell(first, Result((0.5, 99.0), {"gain": 2.0}, rungs=((0.4, 1.0),)))
+    second = one.ask()
+    assert second
+    one.tell(second, Result(None, {"why": "it failed"}))
+    (known, result), (_, failure) = sampler(tmp_path).ended()
+    assert known == Proposal(0, {"cut": "-", "numbers": "int8"}, "a")
+    assert result.costs == (0.5, 3.0), "how far beyond the bound is of no interest"
+    assert result.notes["gain"] == 2.0
+    assert result.rungs == ((0.4, 1.0),)
+    assert failure.costs is None
+    assert failure.notes["why"] == "it failed"
+
+
+def test_two_that_share_a_storage_try_different_things(tmp_path: Path) -> None:
+    several = [sampler(tmp_path, worker=name, alone=False) for name in "abcd"]
+    proposals = [one.ask() for one in several]
+    assert len({str(proposal.picks) for proposal in proposals if proposal}) >= 3
+    assert [proposal.worker for proposal in proposals if proposal] == list("abcd")
+    assert proposals[1]
+    several[1].tell(proposals[1], Result((0.5, 0.5)))
+    assert [proposal.number for proposal, _ in several[0].ended()] == [1]
+    again = sampler(tmp_path, worker="c", alone=False).ask()
+    assert again == proposals[2], "what it had left undone, and not what the others have"
+
+
+def test_a_storage_of_something_else_is_refused(tmp_path: Path) -> None:
+    sampler(tmp_path)
+    with pytest.raises(RunError, match=r"holds a search of something else:\n  task: it has 't', this run has 'u'"):
+        sampler(tmp_path, identity={"task": "u"})
+    with pytest.raises(RunError, match="space: it has"):
+        sampler(tmp_path, slots=SLOTS[:1])
+
+
+@pytest.mark.parametrize("url", ["sqlite:////nowhere/at/all/trials.db", "nonsense", "postgresql+none://a:word@b/c"])
+def test_a_storage_that_cannot_be_reached_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(RunError, match="cannot be used") as refused:
+        Sampler(url, {}, SLOTS, FIRST, seed=0, worker="a", alone=False)
+    assert "same command" in str(refused.value)
+    assert "word" not in str(refused.value).replace("password", "")
+
+
+def test_picks_are_filled_up_or_refused() -> None:
+    assert filled(SLOTS, {}) == {"cut": "-", "numbers": "floats"}
+    assert filled(SLOTS, {"how": "even"}) is None, "it is not asked there"
+    assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"

@@ -1,0 +1,326 @@
+"""What is tried next: a tree-structured Parzen estimator over the slots, in a database that processes can share.
+
+The sampler and the storage are Optuna's (Akiba et al. 2019); the estimator is multivariate and for several objectives
+(Bergstra et al. 2011; Ozaki et al. 2022): it learns which options are good together, since gains do not multiply. Two
+costs are minimised: what the goal minimises, as a share of the best free baseline's, and the quality lost, in units of
+what may be lost. Every proposal follows from the seed, its number and what had ended before it, so that a search that
+was killed goes on as it would have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import random
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trimtab.core import Slot
+from trimtab.errors import RunError
+
+STORAGE_FILE = "trials.db"
+STUDY = "trimtab"
+IDENTITY, READY, WORKER = "identity", "ready", "worker"
+STARTUP = 10
+AS_BEFORE = 3  # proposals that were tried already, before one is drawn from what was not
+WAIT_S, POLL_S, SQLITE_S = 30.0, 0.2, 60.0
+# beyond these a candidate's quality is of no interest
+LEAST_LOST, MOST_LOST = -1.0, 3.0
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Candidate `number` of a search, as picks: slot -> option. worker: the process that has it."""
+
+    number: int
+    picks: dict[str, str]
+    worker: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a candidate ended: its two costs; or why it has none. rungs: the costs seen on the way."""
+
+    costs: tuple[float, float] | None
+    notes: dict[str, Any] = field(default_factory=dict)
+    rungs: tuple[tuple[float, float], ...] = ()
+
+
+def missing() -> str | None:
+    """The command that installs what a search needs, or None if it is there."""
+    if importlib.util.find_spec("optuna"):
+        return None
+    return "A search beyond the first recipes needs Optuna, which is not installed: pip install 'optuna>=5'"
+
+
+class Sampler:
+    """One search, in its storage, as one of its processes sees it.
+
+    Args:
+        url: of the database.
+        identity: what is searched for; a storage of something else is refused.
+        slots: the space.
+        first: picks that are proposed before any is sampled.
+        seed: of what is sampled.
+        worker: this process's name; one that resumes another has its name.
+        alone: whether no other process uses the storage.
+
+    Raises:
+        RunError: Optuna is not installed, or the storage cannot be reached or is of something else.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        identity: Mapping[str, Any],
+        slots: Sequence[Slot],
+        first: Sequence[Mapping[str, str]],
+        *,
+        seed: int,
+        worker: str,
+        alone: bool,
+    ) -> None:
+        if why := missing():
+            raise RunError(why)
+        self._url, self._slots, self._seed, self._worker, self._alone = url, tuple(slots), seed, worker, alone
+        wanted = json.loads(json.dumps({**identity, "space": [[slot.name, *slot.options] for slot in slots]}))
+        with self._reached():
+            self._study, new = _opened(url)
+            if new:
+                self._study.set_user_attr(IDENTITY, wanted)
+                self._enqueue(first)
+            elif self._found(IDENTITY) is None and not self._alone:
+                self._wait(IDENTITY)
+            held = self._found(IDENTITY)
+            if held is None:  # its maker was killed before it could say what for
+                self._study.set_user_attr(IDENTITY, wanted)
+            else:
+                _require_same(shown(url), held, wanted)
+            if self._found(READY) is None and not self._alone:
+                self._wait(READY)
+            if self._found(READY) is None:
+                self._enqueue(first)
+
+    def ask(self) -> Proposal | None:
+        """The next that nobody has tried, first of all what this process left undone; None if all have been tried."""
+        for _ in range(AS_BEFORE):
+            with self._reached():
+                trial = self._undone() or self._next()
+                picks = self._filled(trial)
+                before = self._twin(trial.number, picks)
+                if before is None:
+                    return Proposal(trial.number, picks, self._worker)
+                self._end(trial.number, before.values, {"same as": before.number})
+        with self._reached():
+            return self._untried()
+
+    def tell(self, proposal: Proposal, result: Result) -> None:
+        """Commit how a candidate ended."""
+        with self._reached():
+            values = None
+            if result.costs is not None:
+                values = (result.costs[0], min(max(result.costs[1], LEAST_LOST), MOST_LOST))
+            self._end(proposal.number, values, {**result.notes, "rungs": [list(point) for point in result.rungs]})
+
+    def ended(self) -> list[tuple[Proposal, Result]]:
+        """Every candidate that has ended, of all processes, in the order of their numbers; repetitions are left out."""
+        with self._reached():
+            trials = [one for one in self._study.get_trials(deepcopy=False) if one.state.is_finished()]
+        found = []
+        for one in trials:
+            notes = dict(one.user_attrs)
+            if "same as" in notes:
+                continue
+            rungs = tuple((float(x), float(y)) for x, y in notes.pop("rungs", ()))
+            costs = (float(one.values[0]), float(one.values[1])) if one.values else None
+            picks = {slot: self._option(slot, value) for slot, value in one.params.items()}
+            found.append((Proposal(one.number, picks, notes.pop(WORKER, "")), Result(costs, notes, rungs)))
+        return found
+
+    def _end(self, number: int, values: Sequence[float] | None, notes: Mapping[str, Any]) -> None:
+        import optuna
+
+        trial = self._trial(number)
+        for name, value in notes.items():
+            trial.set_user_attr(name, value)
+        state = optuna.trial.TrialState.COMPLETE if values is not None else optuna.trial.TrialState.FAIL
+        self._study.tell(number, values=values, state=state)
+
+    def _trial(self, number: int) -> Any:
+        import optuna
+
+        ident = next(one._trial_id for one in self._study.get_trials(deepcopy=False) if one.number == number)
+        return optuna.trial.Trial(self._study, ident)
+
+    def _next(self) -> Any:
+        self._seeded(len(self._study.get_trials(deepcopy=False)))
+        trial = self._study.ask()
+        trial.set_user_attr(WORKER, self._worker)
+        return trial
+
+    def _undone(self) -> Any:
+        """What this process's predecessor was killed in."""
+        import optuna
+
+        for one in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            if self._alone or one.user_attrs.get(WORKER) == self._worker:
+                self._seeded(one.number)
+                trial = optuna.trial.Trial(self._study, one._trial_id)
+                trial.set_user_attr(WORKER, self._worker)
+                return trial
+        return None
+
+    def _seeded(self, number: int) -> None:
+        import optuna
+
+        digest = hashlib.sha256(f"{self._seed} {number}".encode()).digest()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "group" is called experimental
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=int.from_bytes(digest[:4], "big"), n_startup_trials=STARTUP, multivariate=True, group=True
+            )
+
+    def _filled(self, trial: Any) -> dict[str, str]:
+        picks: dict[str, str] = {}
+        for slot in self._slots:
+            if not slot.asked(picks):
+                continue
+            if slot.ordered:
+                picks[slot.name] = slot.options[trial.suggest_int(slot.name, 0, len(slot.options) - 1)]
+            else:
+                picks[slot.name] = trial.suggest_categorical(slot.name, slot.options)
+        return picks
+
+    def _twin(self, number: int, picks: Mapping[str, str]) -> Any:
+        """The trial that ended with the same picks."""
+        params = self._params(picks)
+        for one in self._study.get_trials(deepcopy=False):
+            if one.number != number and one.values and one.params == params:
+                return one
+        return None
+
+    def _untried(self) -> Proposal | None:
+        """One of the picks that nobody has tried, drawn with the seed."""
+        trials = self._study.get_trials(deepcopy=False)
+        tried = {json.dumps(one.params, sort_keys=True) for one in trials}
+        left = [p for p in all_picks(self._slots) if json.dumps(self._params(p), sort_keys=True) not in tried]
+        if not left:
+            return None
+        picks = random.Random(f"{self._seed} {len(trials)}").choice(left)
+        self._study.enqueue_trial(self._params(picks))
+        trial = self._next()
+        return Proposal(trial.number, self._filled(trial), self._worker)
+
+    def _enqueue(self, first: Sequence[Mapping[str, str]]) -> None:
+        for picks in first:
+            known = filled(self._slots, picks)
+            if known is not None:
+                self._study.enqueue_trial(self._params(known), skip_if_exists=True)
+        self._study.set_user_attr(READY, value=True)
+
+    def _params(self, picks: Mapping[str, str]) -> dict[str, Any]:
+        return {
+            s.name: s.options.index(picks[s.name]) if s.ordered else picks[s.name]
+            for s in self._slots
+            if s.name in picks
+        }
+
+    def _option(self, slot: str, value: Any) -> str:
+        options = next(one.options for one in self._slots if one.name == slot)
+        return options[value] if isinstance(value, int) else str(value)
+
+    def _found(self, attribute: str) -> Any:
+        return self._study.user_attrs.get(attribute)
+
+    def _wait(self, attribute: str) -> None:
+        """Another process is making the storage ready; one that was killed in this is waited for in vain."""
+        until = time.monotonic() + WAIT_S
+        while self._found(attribute) is None and time.monotonic() < until:
+            time.sleep(POLL_S)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        import optuna
+        import sqlalchemy.exc
+
+        try:
+            yield
+        except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise RunError(
+                f"The storage {shown(self._url)} cannot be used: {reason}. Check the address, that the database runs "
+                "and takes connections from here, and that its driver is installed (PostgreSQL: pip install "
+                "'psycopg[binary]', with an address that begins with postgresql+psycopg://). Then give the same "
+                "command again: what had ended is kept."
+            ) from error
+
+
+def _opened(url: str) -> tuple[Any, bool]:
+    """The study in the storage, and whether it was made just now."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it reports every trial otherwise, as we do
+    options = {"connect_args": {"timeout": SQLITE_S}} if url.startswith("sqlite") else {}
+    storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+    try:
+        return optuna.create_study(storage=storage, study_name=STUDY, directions=["minimize", "minimize"]), True
+    except optuna.exceptions.DuplicatedStudyError:
+        return optuna.load_study(storage=storage, study_name=STUDY), False
+
+
+def _require_same(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    differing = [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
+    if differing:
+        lines = "\n".join(
+            f"  {name}: it has {before.get(name)!r}, this run has {now.get(name)!r}" for name in differing
+        )
+        raise RunError(f"The storage {where} holds a search of something else:\n{lines}\nGive another --storage.")
+
+
+def filled(slots: Sequence[Slot], picks: Mapping[str, str]) -> dict[str, str] | None:
+    """`picks` with every other slot that is asked at its first option; None if the slots do not have them.
+
+    >>> filled([Slot("cut", ("-", ".5")), Slot("how", ("a", "b"), when=(("cut", (".5",)),))], {"cut": ".5"})
+    {'cut': '.5', 'how': 'a'}
+    """
+    known: dict[str, str] = {}
+    for slot in slots:
+        if slot.asked(known):
+            known[slot.name] = picks.get(slot.name, slot.options[0])
+            if known[slot.name] not in slot.options:
+                return None
+    return known if set(picks) <= set(known) else None
+
+
+def all_picks(slots: Sequence[Slot]) -> list[dict[str, str]]:
+    """Every way to fill the slots; what is not asked is absent."""
+    found: list[dict[str, str]] = [{}]
+    for slot in slots:
+        found = [
+            {**picks, **({slot.name: option} if option is not None else {})}
+            for picks in found
+            for option in (slot.options if slot.asked(picks) else (None,))
+        ]
+    return found
+
+
+def local(folder: Path) -> str:
+    """The storage of a run that shares with nobody: a SQLite file in its folder."""
+    return f"sqlite:///{(folder / STORAGE_FILE).resolve()}"
+
+
+def shown(url: str) -> str:
+    """The address without its password.
+
+    >>> shown("postgresql://me:secret@host/trials")
+    'postgresql://me:***@host/trials'
+    """
+    scheme, separator, rest = url.partition("://")
+    who, at, where = rest.rpartition("@")
+    return f"{scheme}{separator}{who.partition(':')[0]}:***@{where}" if at and ":" in who else url
