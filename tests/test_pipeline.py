@@ -153,6 +153,10 @@ def test_nothing_better_is_a_fail_that_saves_the_nearest_miss(tmp_path: Path) ->
     result = tt.optimize(model, task, target=target, goal=goal, run=tmp_path / "r", recipes=recipes, quiet=True)
     assert result.verdict.word == "FAIL"
     assert result.name.startswith("prune .9")
+    end = result.evidence["search"]
+    assert end["nearest_miss"]
+    assert end["costliest"]["step"] == "prune .9"
+    assert end["next"].startswith("Train after 'prune .9' to recover")
     assert tt.load(tmp_path / "r" / "artifact").run(task.select.inputs[0].numpy()).shape == (300, 10)
 
 

@@ -15,7 +15,7 @@ from trimtab.attempt import Job, Tried, attempt, failed, screened
 from trimtab.compress.build import Built, key
 from trimtab.compress.distill import Distill
 from trimtab.compress.recipes import LR, NUMBERS, SHORT, Space, default_picks, recipe_of, space_of
-from trimtab.core import Drop, Method, Recipe, Search, Skip, Trial
+from trimtab.core import Method, Recipe, Search, Skip, Trial
 from trimtab.errors import GoalError, MetricError, PlanError, RunError
 from trimtab.graph.cost import macs
 from trimtab.report.words import metric
@@ -23,6 +23,7 @@ from trimtab.runtimes import supported
 from trimtab.runtimes.formats import FORMATS
 from trimtab.runtimes.trial import Bench
 from trimtab.search.clock import Clock
+from trimtab.search.ending import lost
 from trimtab.search.halving import promoted
 from trimtab.search.sampler import Proposal, Result, Sampler, all_picks, local, missing, shown
 from trimtab.search.space import LEARNING, best_free, choose, gained
@@ -208,13 +209,13 @@ def _costs(
     if tried.trials:
         best = max(tried.trials, key=gained)
         notes |= {"gain": gained(best), "chance": under_way.job.chance(best), "candidate": best.candidate}
-        return Result((1 / gained(best), _lost((best.select, *best.also))), notes, rungs)
+        return Result((1 / gained(best), lost((best.select, *best.also))), notes, rungs)
     if tried.skipped:
         notes["why"] = tried.skipped[-1].why
     if not tried.screen:
         return Result(rungs[-1] if rungs else None, notes, rungs)
     graph, drops = screened(under_way.job, under_way.bench, under_way.original, tried.recipe)
-    return Result((_predicted(under_way, graph, tried.recipe), _lost(drops)), notes, rungs)
+    return Result((_predicted(under_way, graph, tried.recipe), lost(drops)), notes, rungs)
 
 
 def _stopped(under_way: Exploration, sampler: Sampler, recipe: Recipe, rungs: list[tuple[float, float]]) -> str | None:
@@ -222,7 +223,7 @@ def _stopped(under_way: Exploration, sampler: Sampler, recipe: Recipe, rungs: li
     for rung, cheaper in enumerate(cheaper_first(recipe)):
         under_way.job.show.step(rung, len(cheaper_first(recipe)) + 1, f"a cheaper look: {cheaper.name}")
         graph, drops = screened(under_way.job, under_way.bench, under_way.original, cheaper)
-        own = (_predicted(under_way, graph, recipe), _lost(drops))
+        own = (_predicted(under_way, graph, recipe), lost(drops))
         others = [result.rungs[rung] for _, result in sampler.ended() if len(result.rungs) > rung]
         rungs.append(own)
         if not promoted(own, others):
@@ -254,11 +255,6 @@ def _predicted(under_way: Exploration, graph: Any, recipe: Recipe) -> float:
     return (
         share / BITS_GAIN if any(method == own for method in recipe.methods for _, own in NUMBERS.values()) else share
     )
-
-
-def _lost(drops: Sequence[Drop]) -> float:
-    """The quality lost, in units of what may be lost, by the bound that suffers most."""
-    return max(-drop.diff / (drop.margin or 1e-9) for drop in drops)
 
 
 def _precisions(free: Sequence[Trial]) -> tuple[str, ...]:
@@ -300,7 +296,7 @@ def _nearest_miss(under_way: Exploration) -> None:
     """If nothing had a chance, what came nearest is exported all the same: the best effort is always saved."""
     looked_at = [tried for tried in under_way.ended.values() if tried.screen]
     if looked_at:
-        nearest = min(looked_at, key=lambda tried: _lost(tried.screen))
+        nearest = min(looked_at, key=lambda tried: lost(tried.screen))
         unlimited = replace(under_way, job=replace(under_way.job, watch=None), ended=under_way.ended)
         unlimited.attempt(nearest.recipe, hopeless=0.0)
 

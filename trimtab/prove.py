@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import cattrs
@@ -21,6 +22,7 @@ from trimtab.report.html import page
 from trimtab.runtimes.evaluate import gain_over, measurements, race
 from trimtab.runtimes.profile import profile
 from trimtab.runtimes.trial import FREE, arrays
+from trimtab.search.ending import ending
 from trimtab.search.space import best_free, cost
 from trimtab.search.study import IDENTITY_FILE, LOG_FILE
 
@@ -64,6 +66,8 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> dic
     two = {role: files[role] for role in (BEST_FREE, CHOSEN)}
     more = {"profile": cattrs.unstructure(profile(two, arrays(split), target=target, report=job.show.step))}
     story = _story(job, free, ended, choice, more)
+    end = ending(choice, story.trials, story.steps, verdict, minimise=goal.minimise)
+    story = replace(story, attribution={**story.attribution, "search": end})
     return assemble(story, contenders, verdict, split=split)
 
 

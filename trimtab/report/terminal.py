@@ -186,6 +186,8 @@ def summary(evidence: Mapping[str, Any], *, console: Console) -> None:
         console.print(Text.assemble(("  ", ""), (word, STYLE[word]), "  ", text))
     if verdict["word"] != "PASS":
         console.print(Text(verdict["reason"]))
+        if after := evidence.get("search", {}).get("next"):
+            console.print(Text(f"Next: {after}"))
     if busy := words.disturbance(evidence):
         console.print(Text(busy, style="yellow"))
     console.print()
