@@ -104,7 +104,8 @@ def test_by_the_data_no_other_layers_of_this_rank_are_nearer() -> None:
     # Eckart and Young (1936), for the outputs less their mean
     centred = wanted - wanted.mean(0)
     least = float(torch.linalg.svdvals(centred)[4:].square().sum())
-    assert least <= errors[True] < 1.02 * least
+    rounding = 1e-6  # of the answers, which are in fp32
+    assert (1 - rounding) * least <= errors[True] < 1.02 * least
     assert 1 - plan.factors[0].energy == pytest.approx(least / float(centred.square().sum()), rel=0.02)
 
 
