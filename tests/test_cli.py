@@ -428,8 +428,9 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     said = in_child(FULL_DISK, "optimize", "job.py:digits", *OPTIONS, "--run", "r", "--quiet", cwd=tmp_path)
     refused(said, "RunError: Cannot write r/")
     assert "File too large. Nothing half-written was left there. Free some space" in said.err
-    assert names(tmp_path / "r") == ["lock", "run.json"]
+    assert names(tmp_path / "r") == ["lock", "log.txt", "run.json", "task.json"]  # what was whole before it was full
     assert read_json(tmp_path / "r" / "run.json")["task"] == "digits"
+    assert read_json(tmp_path / "r" / "task.json")["name"] == "digits"
 
 
 def test_a_second_run_in_the_folder_and_an_interrupt_are_told_plainly(trimtab: Trimtab, tmp_path: Path) -> None:
