@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trimtab.attempt import Job, Tried, attempt, failed, screened
+from trimtab.attempt import HOPELESS, Job, Tried, attempt, failed, screened
 from trimtab.compress.build import Built, key
 from trimtab.compress.distill import Distill
 from trimtab.compress.recipes import LR, NUMBERS, SHORT, Space, default_picks, recipe_of, space_of
@@ -51,10 +51,10 @@ class Exploration:
         """Of everything that has ended."""
         return [trial for tried in self.ended.values() for trial in tried.trials]
 
-    def attempt(self, recipe: Recipe, *, hopeless: float | None = None) -> Tried:
+    def attempt(self, recipe: Recipe, *, hopeless: float = HOPELESS) -> Tried:
         """Try a recipe, whatever it takes."""
-        limits = {} if hopeless is None else {"hopeless": hopeless}
-        tried = attempt(self.job, self.bench, self.original, [*self.free, *self.trials()], recipe, **limits)
+        measured = [*self.free, *self.trials()]
+        tried = attempt(self.job, self.bench, self.original, measured, recipe, hopeless=hopeless)
         self.ended[key(recipe)] = tried
         self._tell_best()
         return tried
@@ -63,6 +63,18 @@ class Exploration:
         """End what is under way when the budget is spent; but something is always tried."""
         if self.ended and self.clock.left() < 0:
             raise OutOfTime
+
+    def watched(self) -> Exploration:
+        """The same search, ended in the middle of a candidate when the budget is spent."""
+        return replace(self, job=replace(self.job, watch=self.watch))
+
+    def unlimited(self) -> Exploration:
+        """The same search, whatever time it takes."""
+        return replace(self, job=replace(self.job, watch=None))
+
+    def late(self) -> str:
+        """Why nothing more is tried."""
+        return f"the budget of {self.job.goal.minutes or 0:g} minutes was spent"
 
     def _tell_best(self) -> None:
         if trials := self.trials():
@@ -95,8 +107,7 @@ def explore(
     Raises:
         RunError: the storage cannot be reached, or is of another search.
     """
-    under_way = Exploration(job, bench, original, free, Clock(job.held.folder, job.goal.minutes))
-    own = replace(under_way, job=replace(job, watch=under_way.watch), ended=under_way.ended)
+    own = Exploration(job, bench, original, free, Clock(job.held.folder, job.goal.minutes)).watched()
     if asked.search.storage is None:
         _listed(own, listed[: asked.search.trials])
     if asked.samples and (asked.search.storage or job.held.has("worker") or _time_left(own, asked)):
@@ -128,7 +139,7 @@ def _listed(under_way: Exploration, recipes: Sequence[Recipe]) -> None:
     job = under_way.job
     for place, recipe in enumerate(recipes):
         before = job.held.has(f"screens/{key(recipe)}")  # what a killed run had ended costs nothing
-        late = Skip(recipe.name, f"the budget of {job.goal.minutes or 0:g} minutes was spent")
+        late = Skip(recipe.name, under_way.late())
         if not before and (under_way.clock.left() < 0 or job.held.has("choice")) and job.goal.minutes is not None:
             under_way.ended[key(recipe)] = Tried(recipe, skipped=(late,))
             continue
@@ -189,8 +200,7 @@ def _result(under_way: Exploration, sampler: Sampler, proposal: Proposal) -> Res
         why = None if proposal.picks in default_picks() else _stopped(under_way, sampler, recipe, rungs)
         tried = None if why else under_way.attempt(recipe)
     except OutOfTime:
-        minutes = under_way.job.goal.minutes or 0
-        tried, why = None, f"the budget of {minutes:g} minutes was spent"
+        tried, why = None, under_way.late()
     except (PlanError, MetricError) as error:
         told = failed(under_way.job.held, recipe.name, key(recipe), error) if isinstance(error, MetricError) else None
         tried, why = None, told.why if told else str(error)
@@ -220,8 +230,9 @@ def _costs(
 
 def _stopped(under_way: Exploration, sampler: Sampler, recipe: Recipe, rungs: list[tuple[float, float]]) -> str | None:
     """Climb the cheap rungs; why it ended there, or None if the whole recipe is worth its time."""
-    for rung, cheaper in enumerate(cheaper_first(recipe)):
-        under_way.job.show.step(rung, len(cheaper_first(recipe)) + 1, f"a cheaper look: {cheaper.name}")
+    rungs_below = cheaper_first(recipe)
+    for rung, cheaper in enumerate(rungs_below):
+        under_way.job.show.step(rung, len(rungs_below) + 1, f"a cheaper look: {cheaper.name}")
         graph, drops = screened(under_way.job, under_way.bench, under_way.original, cheaper)
         own = (_predicted(under_way, graph, recipe), lost(drops))
         others = [result.rungs[rung] for _, result in sampler.ended() if len(result.rungs) > rung]
@@ -252,9 +263,8 @@ def cheaper_first(recipe: Recipe) -> tuple[Recipe, ...]:
 def _predicted(under_way: Exploration, graph: Any, recipe: Recipe) -> float:
     """What the recipe will cost as a share of the best free baseline, before anything is exported."""
     share = macs(graph) / max(1, macs(under_way.original.graph))
-    return (
-        share / BITS_GAIN if any(method == own for method in recipe.methods for _, own in NUMBERS.values()) else share
-    )
+    fewer_bits = any(method == own for method in recipe.methods for _, own in NUMBERS.values())
+    return share / BITS_GAIN if fewer_bits else share
 
 
 def _precisions(free: Sequence[Trial]) -> tuple[str, ...]:
@@ -288,8 +298,7 @@ def _adopt(under_way: Exploration, sampler: Sampler, worker: str) -> None:
         return
     recipe = recipe_of(max(better)[2].picks)
     under_way.job.show.note(f"another process found {recipe.name}; it is made here too")
-    unlimited = replace(under_way, job=replace(under_way.job, watch=None), ended=under_way.ended)
-    unlimited.attempt(recipe)
+    under_way.unlimited().attempt(recipe)
 
 
 def _nearest_miss(under_way: Exploration) -> None:
@@ -297,8 +306,7 @@ def _nearest_miss(under_way: Exploration) -> None:
     looked_at = [tried for tried in under_way.ended.values() if tried.screen]
     if looked_at:
         nearest = min(looked_at, key=lambda tried: lost(tried.screen))
-        unlimited = replace(under_way, job=replace(under_way.job, watch=None), ended=under_way.ended)
-        unlimited.attempt(nearest.recipe, hopeless=0.0)
+        under_way.unlimited().attempt(nearest.recipe, hopeless=0.0)
 
 
 def chosen(job: Job, free: list[Trial], ended: Sequence[Tried]) -> Trial:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from trimtab.errors import RunError
 from trimtab.files import read_json, write_json
+from trimtab.report.evidence import CHOSEN
 from trimtab.search.study import IDENTITY_FILE
 from trimtab.watch import live_evidence
 
@@ -216,7 +217,7 @@ def _of_trial(trial: Mapping[str, Any], metric: str) -> tuple[dict[str, str], di
 
 def _of_verdict(evidence: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, float]]:
     verdict = evidence["verdict"]
-    chosen = next(row for row in evidence["rows"] if row["role"] == "chosen")
+    chosen = next(row for row in evidence["rows"] if row["role"] == CHOSEN)
     facts = {"verdict": verdict["word"], "reason": verdict["reason"], "chosen": chosen["name"]}
     figures = {
         "gain": verdict["gain"]["value"],

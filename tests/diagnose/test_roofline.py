@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import trimtab as tt
-from trimtab.diagnose.roofline import Peaks, peaks, roofline, threads_of
+from trimtab.diagnose.roofline import Peaks, peaks, roofline
+from trimtab.runtimes.base import num_threads
 
 MACHINE = Peaks(macs_per_s=1e9, bytes_per_s=1e9)
 
@@ -37,6 +38,6 @@ def test_peaks_are_measured_with_the_threads_asked_for_which_are_given_back() ->
     found = peaks(threads=1)
     assert found.macs_per_s > 1e7
     assert found.bytes_per_s > 1e7
-    with threads_of(2):
+    with num_threads(2):
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == before

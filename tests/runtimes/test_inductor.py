@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.nets import net
 from trimtab.graph.capture import capture
-from trimtab.runtimes.inductor import Inductor, in_batches_of, num_threads
+from trimtab.runtimes.base import num_threads
+from trimtab.runtimes.inductor import Inductor, in_batches_of
 
 
 @given(batch_size=st.integers(1, 7), size=st.integers(1, 20))

@@ -28,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
 
 
 def test_every_case_has_both_files_and_cold_starts(files: dict[str, Exported], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_cores", lambda: 2)
+    monkeypatch.setattr(module, "num_cores", lambda: 2)
     told: list[str] = []
     inputs = (np.zeros((5, 6), "float32"),)
     found = profile(files, inputs, target=tt.Target(batch_size=4), report=lambda *now: told.append(now[2]))
@@ -44,6 +44,6 @@ def test_every_case_has_both_files_and_cold_starts(files: dict[str, Exported], m
 
 
 def test_what_would_take_too_long_is_left_out(files: dict[str, Exported], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_cores", lambda: 1)
+    monkeypatch.setattr(module, "num_cores", lambda: 1)
     monkeypatch.setattr(module, "MOST_CALL_MS", 0.0)
     assert profile(files, (np.zeros((5, 6), "float32"),), target=tt.Target()).cases == ()

@@ -24,6 +24,7 @@ from trimtab.graph.calls import arguments, position
 from trimtab.graph.cost import CONVOLUTIONS, NOTHING, Contraction, Gone, Sizes, contractions, for_one_sample
 from trimtab.graph.shapes import InputSpec, refresh_shapes_
 from trimtab.runtimes.alone import alone_ms
+from trimtab.runtimes.base import num_threads
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 BLOCKS = 5
@@ -150,18 +151,13 @@ class LayerTimes:
 
 def _milliseconds(target: Any, args: Any, kwargs: Any) -> float:
     """The least mean of a few blocks: what disturbs only adds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            target(*args, **kwargs)
-            means = []
-            for _ in range(BLOCKS):
-                began, calls = time.perf_counter(), 0
-                while (spent := time.perf_counter() - began) < BLOCK_SECONDS or not calls:
-                    target(*args, **kwargs)
-                    calls += 1
-                means.append(spent / calls)
-    finally:
-        torch.set_num_threads(threads)
+    with num_threads(1), torch.inference_mode():
+        target(*args, **kwargs)
+        means = []
+        for _ in range(BLOCKS):
+            began, calls = time.perf_counter(), 0
+            while (spent := time.perf_counter() - began) < BLOCK_SECONDS or not calls:
+                target(*args, **kwargs)
+                calls += 1
+            means.append(spent / calls)
     return 1e3 * min(means)

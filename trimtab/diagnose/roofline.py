@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from trimtab.graph.cost import for_one_sample, macs_of_nodes
+from trimtab.runtimes.base import num_threads
 
 REPEATS, LEAST_SECONDS, MOST_SECONDS = 5, 0.5, 6.0
 PEAK_SECONDS = 0.3
@@ -55,7 +55,7 @@ def peaks(*, threads: int) -> Peaks:
     """Measure this machine: the best of a few runs each."""
     a, big = torch.randn(MATRIX, MATRIX), torch.randn(COPIED)
     out, copy = torch.empty(MATRIX, MATRIX), torch.empty(COPIED)
-    with threads_of(threads), torch.inference_mode():
+    with num_threads(threads), torch.inference_mode():
         product = _best(lambda: torch.mm(a, a, out=out))
         moved = _best(lambda: copy.copy_(big))
     return Peaks(MATRIX**3 / product, 2 * 4 * COPIED / moved)
@@ -65,7 +65,7 @@ def roofline(graph: GraphModule, inputs: tuple[Tensor, ...], machine: Peaks, *, 
     """Every operation of `graph` that takes time, in graph order, on one batch of `inputs` [B, ...]."""
     clock = _Clock(graph)
     began = time.perf_counter()
-    with threads_of(threads), torch.inference_mode():
+    with num_threads(threads), torch.inference_mode():
         runs = 0
         while runs < 2 or ((runs < REPEATS or _since(began) < LEAST_SECONDS) and _since(began) < MOST_SECONDS):
             clock.run(*(x.clone() for x in inputs))
@@ -114,17 +114,6 @@ class _Clock(Interpreter):
         if n.op == "call_function":
             self.seconds[n.name] = min(_since(began), self.seconds.get(n.name, math.inf))
         return result
-
-
-@contextmanager
-def threads_of(number: int) -> Iterator[None]:
-    """Have PyTorch use so many threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _since(began: float) -> float:

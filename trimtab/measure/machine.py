@@ -48,7 +48,7 @@ def stamp() -> dict[str, Any]:
     return {
         "cpu": model or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
-        "cores": _cores(),
+        "cores": num_cores(),
         "features": flags,
         "memory_bytes": _memory_bytes(_read(Path("/proc/meminfo"))),
         "os": platform.platform(),
@@ -90,7 +90,8 @@ def cpu(cpuinfo: str) -> tuple[str, list[str]]:
     return fields.get("model name", ""), [name for name in FEATURES if name in present]
 
 
-def _cores() -> int:
+def num_cores() -> int:
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 

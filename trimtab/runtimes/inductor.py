@@ -6,10 +6,8 @@ ResNet at batch 1. The number of threads is compiled in as well. Cost: 10 to 30 
 
 from __future__ import annotations
 
-import contextlib
 import io
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from trimtab.runtimes.base import (
     exported_program,
     exporting,
     no_torch_bf16,
+    num_threads,
     read_signature,
     require_usable,
     write_signature,
@@ -87,23 +86,6 @@ class Inductor:
                 return package(*map(torch.from_numpy, inputs)).numpy()  # type: ignore[no-any-return]
 
         return in_batches_of(read_signature(folder).batch_size, call)
-
-
-@contextlib.contextmanager
-def num_threads(count: int) -> Iterator[None]:
-    """Let torch have `count` threads for a while.
-
-    oneDNN packs frozen weights for the threads it has then; a process with others packs them anew at every call, which
-    made a small CNN on AVX2 ten times slower.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def in_batches_of(batch_size: int, call: Call) -> Call:

@@ -6,7 +6,6 @@ decides nothing. Cost: one start of a process for each file and number of thread
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trimtab.core import Measurement, Target
+from trimtab.measure.machine import num_cores
 from trimtab.measure.speed import interleave, latency, throughput
 from trimtab.runtimes.evaluate import Exported
 from trimtab.runtimes.process import Served
@@ -61,7 +61,7 @@ def profile(
         RuntimeFailed: a file cannot be served.
     """
     sizes = sorted({*BATCH_SIZES, target.batch_size})
-    counts = sorted({target.threads, _cores()})
+    counts = sorted({target.threads, num_cores()})
     cases: list[Case] = []
     cold: dict[str, list[float]] = {role: [] for role in files}
     for place, threads in enumerate(counts):
@@ -99,7 +99,3 @@ def _cases(served: Mapping[str, Served], batch: tuple[np.ndarray, ...], threads:
 
 def _batch(inputs: tuple[np.ndarray, ...], size: int) -> tuple[np.ndarray, ...]:
     return tuple(x[np.arange(size) % len(x)] for x in inputs)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
