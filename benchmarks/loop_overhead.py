@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from collections.abc import Callable, Iterator
@@ -31,8 +32,8 @@ from torch.nn import functional as F
 
 ROOT = Path(__file__).parent
 PINS = ("lightning-fabric==2.6.6", "accelerate==1.15.0", "keras==3.15.1", "transformers==5.24.0", "numpy==2.4.6")
-WIDTH, BATCH, NUM, LR = 256, 64, 12_800, 1e-3
-BLOCKS, STEPS, WARM = 24, 10, 3
+WIDTHS, BATCH, NUM, LR = (16, 288), 64, 12_800, 1e-3
+BLOCKS, STEPS, WARM = 60, 10, 3
 Block = Callable[[], float]  # takes steps, returns processor seconds a step
 
 
@@ -69,7 +70,7 @@ def endless(
             for group in optimizer.param_groups:
                 group["lr"] = LR * (1 - index / total)
             optimizer.zero_grad()
-            backward(F.cross_entropy(model(x[batch]), y[batch]))
+            backward(F.cross_entropy(model(x.index_select(0, batch)), y.index_select(0, batch)))
             optimizer.step()
             index += 1
             yield
@@ -175,7 +176,7 @@ def trainer(width: int) -> Block:
             marks.append(time.process_time())
 
     arguments = TrainingArguments(
-        "/tmp/loop_overhead_trainer",
+        tempfile.mkdtemp(),
         per_device_train_batch_size=BATCH,
         max_steps=WARM + STEPS + 1,
         use_cpu=True,
@@ -201,12 +202,12 @@ OURS = {"by hand, again": bare, "trimtab": trimtab}
 OTHERS = {"Lightning Fabric": fabric, "Accelerate": accelerate, "Keras on torch": keras, "HF Trainer": trainer}
 
 
-def in_process(python: Path, name: str) -> dict[str, Any]:
+def in_process(python: Path, name: str) -> Any:
     """What a contestant, or the levers, came to in a process of its own."""
     command = [str(python), str(Path(__file__)), "--other", name]
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
     print(name, said, file=sys.stderr, flush=True)
-    return dict(json.loads(said))
+    return json.loads(said)
 
 
 def race(make: Callable[[int], Block], width: int) -> dict[str, float]:
@@ -254,7 +255,7 @@ def cnn(*, bf16: bool, channels_last: bool, fused: bool, compiled: bool) -> Iter
             yield
 
 
-LEVERS_NAME, LEVER_TURNS = "levers", 7
+LEVERS_NAME, LEVER_TURNS = "levers", 13
 LEVERS = {
     "none": "",
     "bf16": "bf16",
@@ -297,11 +298,17 @@ def environment(cache: Path) -> Path:
     return python
 
 
-def table(results: dict[str, dict[str, float]]) -> list[str]:
-    lines = ["| step by hand | loop | us a step more | 95 % interval | of the step |", "|---|---|---|---|---|"]
-    for name, own in results.items():
-        share, interval = own["more"] / own["by_hand"], f"{own['low']:.0f} to {own['high']:.0f}"
-        lines.append(f"| {own['by_hand']:.0f} us | {name} | {own['more']:.0f} | {interval} | {share:.1%} |")
+def table(results: dict[str, list[dict[str, float]]]) -> list[str]:
+    lines = [
+        "| width | loop | step by hand | us a step more | 95 % interval | of the step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for place, width in enumerate(WIDTHS):
+        for name, own in ((name, each[place]) for name, each in results.items()):
+            share, interval = own["more"] / own["by_hand"], f"{own['low']:.0f} to {own['high']:.0f}"
+            lines.append(
+                f"| {width} | {name} | {own['by_hand']:.0f} us | {own['more']:.0f} | {interval} | {share:.1%} |"
+            )
     return lines
 
 
@@ -312,7 +319,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.other:
-        print(json.dumps(levers() if given.other == LEVERS_NAME else race((OURS | OTHERS)[given.other], WIDTH)))
+        make = (OURS | OTHERS).get(given.other)
+        print(json.dumps([race(make, width) for width in WIDTHS] if make else levers()))
         return
     python = environment(given.cache)
     results = {name: in_process(Path(sys.executable), name) for name in OURS}
@@ -325,13 +333,14 @@ def main() -> None:
         "",
         f"{machine['cpu']}, {machine['cores']} cores, one thread; trimtab {version('trimtab')}, torch "
         f"{versions()['torch']}; {', '.join(pin.replace('==', ' ') for pin in PINS)}. An MLP 64-W-W-10, W = "
-        f"{WIDTH}, batches of {BATCH}, fused AdamW, seed 0. {BLOCKS} pairs of blocks of "
+        f"{' and '.join(map(str, WIDTHS))}, batches of {BATCH}, fused AdamW, seed 0. {BLOCKS} pairs of blocks of "
         f"{STEPS} steps, in turns with the loop written by hand; medians of processor time, and of the paired "
-        "differences. The machine was busy with other work, which makes caches cold and both sides slower.",
+        "differences.",
         "",
         *table(results),
         "",
-        "The first row is the noise: the loop written by hand against itself. Keras trains with its own "
+        "The first row of each width is the noise: the loop written by hand against itself. That loop takes its "
+        "batches by `index_select` and clears gradients by `optimizer.zero_grad()`. Keras trains with its own "
         "AdamW (it has no fused one on torch). trimtab's includes what the others leave to the user: seeds for each "
         "step, a check for NaN, the clock.",
         "",

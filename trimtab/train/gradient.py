@@ -23,6 +23,7 @@ from trimtab.core import Fit, Split
 
 # (model, inputs, targets [B, ...]) -> the loss, a single number
 Objective = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
+_GENERATOR = torch.default_generator
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,11 @@ class Lent:
         self._seed = seed
 
     def __enter__(self) -> None:
-        self._state = torch.default_generator.get_state()
-        torch.default_generator.manual_seed(self._seed)
+        self._state = _GENERATOR.get_state()
+        _GENERATOR.manual_seed(self._seed)
 
     def __exit__(self, *_: object) -> None:
-        torch.default_generator.set_state(self._state)
+        _GENERATOR.set_state(self._state)
 
 
 def scaler_for(precision: str) -> GradScaler | None:
