@@ -120,13 +120,21 @@ def original_onnx(job: Job) -> Path:
     return job.work / ORIGINALS[0].key / "file" / RUNTIME_FILES["onnxruntime"]
 
 
+def prepare(original: Path, ready: Path) -> None:
+    """What ONNX Runtime asks for before it quantizes; without shapes in symbols where it cannot find them (MiniLM)."""
+    try:
+        quant_pre_process(str(original), str(ready))
+    except TypeError:
+        quant_pre_process(str(original), str(ready), skip_symbolic_shape=True)
+
+
 def by_ort(name: str, method: CalibrationMethod | None, **told: Any) -> Cell:
     """ONNX Runtime's quantizers: u8 activations, s8 weights per channel, of 7 bits where ours have 7."""
 
     def make(job: Job, folder: Path) -> float:
         began = time.monotonic()
         ready, out = folder / "ready.onnx", str(folder / RUNTIME_FILES["onnxruntime"])
-        quant_pre_process(str(original_onnx(job)), str(ready))
+        prepare(original_onnx(job), ready)
         settings: dict[str, Any] = {"per_channel": True, "reduce_range": usable_bits() == 7}
         if method is None:
             quantize_dynamic(str(ready), out, weight_type=QuantType.QInt8, **settings)

@@ -1,7 +1,8 @@
 """torchao's PT2E for x86, in an environment of its own: `python half_torchao.py MODEL.pt2 CALIBRATION.npz OUT.pt2`.
 
 MODEL.pt2 is the model as torch.export saves it, for one sample; OUT.pt2 is what inductor makes of it ahead of time, its
-weights frozen, for one thread. The settings are torchao's own defaults for this backend.
+weights frozen, for one thread. The settings are torchao's own defaults for this backend. It knows `relu6` by its other
+name only, and would leave every convolution before one in floats: the graph it gets says `hardtanh`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ def main() -> None:
         columns = [torch.from_numpy(file[f"input{place}"]) for place in range(len(file.files))]
     rows = [tuple(column[place : place + 1] for column in columns) for place in range(len(columns[0]))]
     module = torch.export.load(model_file).module(check_guards=False)
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.relu6.default):
+        node.target, node.args = torch.ops.aten.hardtanh.default, (node.args[0], 0.0, 6.0)
+    module.recompile()
     quantizer = X86InductorQuantizer()
     quantizer.set_global(get_default_x86_inductor_quantization_config())
     with torch.no_grad():  # with gradients on, freezing is skipped without a word

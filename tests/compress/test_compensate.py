@@ -16,7 +16,8 @@ from tests.compress.test_quantize import task_of
 from tests.graph.test_cost import row
 from tests.graph.test_dims import Forward
 from trimtab.compress import compensate
-from trimtab.compress.compensate import compensate_, solvable
+from trimtab.compress.calibration import Gram, Layer
+from trimtab.compress.compensate import Problem, compensate_, solvable, solve
 from trimtab.compress.prune import Prune
 from trimtab.core import Split, Task, Tools
 from trimtab.errors import PlanError
@@ -157,3 +158,24 @@ def test_tells_of_its_progress() -> None:
         cut(graph, {name: (0, 1)}), graph, task.train, ("linear_1",), outputs={}, report=lambda *a: told.append(a)
     )
     assert told == [(0, 1, "compensating linear_1")]
+
+
+def test_sums_that_rounding_made_indefinite_take_a_larger_ridge() -> None:
+    """Sums over many features are rounded to fp32: the least of the ridges may not make up for it."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 6, dtype=torch.float64)
+    want = torch.randn(6, 2, dtype=torch.float64)
+    half = Gram()
+    half.xx, half.xy = (x.mT @ x)[None], (x.mT @ x @ want)[None]
+    weight = want[None] + 0.1
+    exact = solve(Problem(Layer("a", "input", "a.weight", None), weight, (half, half)))
+    assert exact is not None
+    assert torch.allclose(exact[0], want, atol=1e-3)
+    bad = Gram()
+    bad.xx, bad.xy = half.xx.clone(), half.xy
+    values, vectors = torch.linalg.eigh(bad.xx[0])
+    values[0] = -5e-3 * values.mean()
+    bad.xx[0] = vectors @ values.diag() @ vectors.mT
+    solved = solve(Problem(Layer("a", "input", "a.weight", None), weight, (bad, bad)))
+    assert solved is not None
+    assert solved.isfinite().all()

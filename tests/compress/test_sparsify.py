@@ -55,6 +55,27 @@ def test_the_smallest_go() -> None:
     assert torch.equal(after[after != 0], before[after != 0])
 
 
+def test_the_global_allocation_is_lamp() -> None:
+    """Against the obvious way: for each number, its square over the sum of the squares that are no smaller."""
+    graph, x = copy.deepcopy(captured("mlp"))
+    method = Sparsify(0.7, allocation="global")
+    plan = method.plan(graph)
+    back = cattrs.structure(json.loads(json.dumps(cattrs.unstructure(plan))), SparsifyPlan)
+    result = method.apply(graph, back)
+    scores, zeros = [], []
+    for one in plan.weights:
+        weight = graph.get_parameter(one.weight).detach().double().flatten()
+        scores += [float(w**2 / (weight[weight.abs() >= w.abs()] ** 2).sum()) for w in weight]
+        zeros += (result.get_parameter(one.weight) == 0).flatten().tolist()
+    assert abs(sum(zeros) / len(zeros) - 0.7) < 1 / len(zeros)
+    assert max(s for s, zero in zip(scores, zeros, strict=True) if zero) <= min(
+        s for s, zero in zip(scores, zeros, strict=True) if not zero
+    )
+    shares = {one.kept / one.size for one in plan.weights}
+    assert len(shares) > 1, "layers lose different shares"
+    assert result(x).isfinite().all()
+
+
 def test_what_stays_makes_up_for_what_went() -> None:
     graph, x = copy.deepcopy(captured("conv"))
     task = task_of(x)
@@ -95,6 +116,10 @@ def test_refusals() -> None:
         Sparsify(pattern="1:3")
     with pytest.raises(PlanError, match=r"zeroes half of the weights; got ratio=0\.7"):
         Sparsify(0.7, pattern="2:4")
+    with pytest.raises(PlanError, match=r"allocation='global'"):
+        Sparsify(pattern="2:4", allocation="global")
+    with pytest.raises(PlanError, match=r"allocation='best'"):
+        Sparsify(allocation="best")
     graph, x = copy.deepcopy(captured("mlp"))
     with pytest.raises(PlanError, match="needs data to calibrate on"):
         Sparsify(importance="activation").plan(graph)

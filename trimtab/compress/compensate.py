@@ -186,23 +186,30 @@ def solve(problem: Problem) -> Tensor | None:
     errors = dict.fromkeys((*RIDGES, math.inf), 0.0)
     for learns, tells in halves:
         for ridge in errors:
-            errors[ridge] += _error(tells, _ridge(learns, problem.weight, ridge))
-    best = min(errors, key=errors.__getitem__)
-    if best == math.inf:
-        return None
+            solved = _ridge(learns, problem.weight, ridge)
+            errors[ridge] += math.inf if solved is None else _error(tells, solved)
     both = Gram()
     both.xx, both.xy = first.xx + second.xx, first.xy + second.xy
-    return _ridge(both, problem.weight, best)
+    for ridge in sorted(errors, key=errors.__getitem__):
+        if ridge == math.inf:
+            return None
+        if (solved := _ridge(both, problem.weight, ridge)) is not None:
+            return solved
+    return None
 
 
-def _ridge(gram: Gram, weight: Tensor, ridge: float) -> Tensor:
-    """Argmin ||X W' - Y||^2 + lambda ||W' - W||^2, with lambda relative to the mean square of X."""
+def _ridge(gram: Gram, weight: Tensor, ridge: float) -> Tensor | None:
+    """Argmin ||X W' - Y||^2 + lambda ||W' - W||^2, with lambda relative to the mean square of X.
+
+    None where the sums, rounded to fp32 as they are, are not positive definite with so small a lambda.
+    """
     if ridge == math.inf:
         return weight
     xx, xy = gram.xx, gram.xy
     scale = ridge * xx.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
     damped = xx + scale * torch.eye(xx.shape[-1], dtype=xx.dtype)
-    return torch.cholesky_solve(xy + scale * weight, torch.linalg.cholesky(damped))
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    return None if failed.any() else torch.cholesky_solve(xy + scale * weight, factor)
 
 
 def _error(gram: Gram, weight: Tensor) -> float:
