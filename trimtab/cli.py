@@ -205,6 +205,9 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Instead of the task's.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="A name, e.g. lion; its own rate and schedule.")] = None,
     precision: Annotated[TrainPrecision | None, typer.Option(help="Of the forward pass.")] = None,
+    prune_samples: Annotated[
+        float | None, typer.Option(help="Chance to skip a sample of small loss, e.g. 0.5.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write (default: runs/TASK-trained).")] = None,
     *,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="By torch.compile.")] = None,
@@ -231,6 +234,7 @@ def train(
     goal, seconds = parse_until(until), seconds_of(budget)
     model, described = resolve(task)
     asked = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "precision": precision, "compile": compile}
+    asked |= {"prune_samples": prune_samples}
     given = {name: getattr(value, "value", value) for name, value in asked.items() if value is not None}
     if optimizer is not None:
         find_optimizer(optimizer)

@@ -106,6 +106,7 @@ class Fit:
     precision: of the forward pass; "auto" times bf16 against fp32. compile: by torch.compile.
     accumulate: the parts that each batch is cut into, to need less memory; the gradient stays the batch's own.
     recompute: keep blocks' inputs alone and run them again in the backward pass, to need less memory.
+    prune_samples: the chance that an epoch leaves out a sample of small loss (`train/infobatch.py`), e.g. 0.5.
     clip: the largest norm that a gradient may have. nan: whether a batch of a loss or gradient that is no number
     stops the run or is left out.
     ema: end with the exponential average of the weights, of this decay, e.g. 0.99; or tail: with the mean of the
@@ -128,6 +129,7 @@ class Fit:
     tail: float | None = None
     optimizer: Any = "adamw"  # Any, and no union with a Protocol, so that plans that hold a Fit go through JSON
     schedule: str | None = None
+    prune_samples: float | None = None
 
     def __post_init__(self) -> None:
         wrong = self.lr is not None and self.lr <= 0
@@ -145,7 +147,9 @@ class Fit:
                 "Fit takes precision 'auto', 'fp32', 'bf16' or 'fp16', and nan 'stop' or 'skip'; got "
                 f"{self.precision!r} and {self.nan!r}."
             )
-        for name, value in (("ema", self.ema), ("tail", self.tail)):
+        if self.prune_samples and self.tail:
+            raise TaskError("Fit(tail=...) counts steps from the end, and with prune_samples none knows it: take ema.")
+        for name, value in (("ema", self.ema), ("tail", self.tail), ("prune_samples", self.prune_samples)):
             if value is not None and not 0 < value < 1 and not (name == "tail" and value == 1):
                 raise TaskError(f"Fit({name}={value:g}) is out of range: give a fraction, more than 0 and less than 1.")
         if self.ema and self.tail:

@@ -32,15 +32,21 @@ def main(name: str, path: Path, steps: int, how: str) -> None:
         settings = dataclasses.replace(settings, precision=how)  # type: ignore[arg-type]
     seen: dict[str, Any] = {}
 
-    def watched(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        seen["targets"] = _hash(seen.get("targets", ""), targets)
+    def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen["inputs"] = _hash(seen.get("inputs", ""), *inputs)
         seen["generator"] = _hash(seen.get("generator", ""), torch.get_rng_state())
+
+    def watched(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        seen["targets"] = _hash(seen.get("targets", ""), targets)
+        look(model, inputs)
         return task.loss(model(*inputs).float(), targets)
 
+    if settings.prune_samples:  # which needs the task's own objective
+        model.register_forward_pre_hook(look)
+    objective = None if settings.prune_samples else watched
     with (
         records_file(path).open("a") as file,
-        training(model, task, settings, objective=watched, checkpoint=Keep(path, every=steps)) as taken,
+        training(model, task, settings, objective=objective, checkpoint=Keep(path, every=steps)) as taken,
     ):
         for step in taken:
             record = {"step": step.index, **seen, "loss": float(step.loss).hex()}

@@ -153,7 +153,7 @@ def _watched(
         if step.index + 1 == step.total or now - told >= TOLD_EVERY_SECONDS:
             show.step(taken, step.total, _text(step, settings, reached))
             told = now
-        if taken * settings.epochs % step.total == 0:  # an epoch has ended
+        if step.ends_epoch:
             quality = _on_select(model, task)
             reached = f", {task.metric.name} {quality:.4g}"
             if best is None or quality > best:

@@ -97,7 +97,7 @@ def _difference(broken: Path, whole: Path, steps: int) -> tuple[str | None, int]
     one, other = load_file(broken), load_file(whole)
     for first, second in zip(records(broken)[-steps:], records(whole)[-steps:], strict=True):
         for key, meaning in MEANINGS.items():
-            if first[key] != second[key]:
+            if first.get(key) != second.get(key):
                 return f"step {first['step']} differs in {meaning}", len(other)
     return _first_tensor(one, other), len(other)
 

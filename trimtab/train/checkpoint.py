@@ -23,7 +23,7 @@ from trimtab.errors import RunError
 from trimtab.files import write_atomic
 from trimtab.train.integers import named_tensors
 
-FORMAT = "trimtab checkpoint 3"
+FORMAT = "trimtab checkpoint 4"
 
 
 class DamagedCheckpoint(RunError):

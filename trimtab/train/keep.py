@@ -77,9 +77,9 @@ class Keeper:
             raise damaged
         return None
 
-    def due(self, step: int, per_epoch: int) -> bool:
+    def due(self, step: int, *, epoch_ended: bool) -> bool:
         """Whether the state after `step` steps is to be written."""
-        return step % (self._keep.every or per_epoch) == 0
+        return step % self._keep.every == 0 if self._keep.every else epoch_ended
 
     def save(self, step: int, make: Callable[[], Checkpoint]) -> None:
         """Write the state after `step` steps, unless it is written already.

@@ -32,6 +32,7 @@ from trimtab.train.average import Average, average_of
 from trimtab.train.batches import gathered
 from trimtab.train.checkpoint import Checkpoint, describe_model, restore_, tensors_of, values_of
 from trimtab.train.gradient import Gradient, Lent, Objective, scaler_for, take_
+from trimtab.train.infobatch import InfoBatch
 from trimtab.train.integers import IntegerWeight
 from trimtab.train.keep import ENDED_BY_SIGTERM, Keep, Keeper, terminating
 from trimtab.train.precision import (
@@ -56,7 +57,8 @@ STATISTICS_BATCHES, CALIBRATION_BATCHES = 50, 8
 class Step:
     """A step that was taken; steps and epochs count from 0. Reading `loss` waits for the step's end.
 
-    skipped: how many batches were left out until now, this one included (`Fit.nan`).
+    skipped: how many batches were left out until now, this one included (`Fit.nan`). ends_epoch: whether its epoch
+    ends with it. total: with `Fit.prune_samples`, the most that there can be.
     """
 
     index: int
@@ -67,6 +69,7 @@ class Step:
     samples_per_second: float
     seconds_left: float
     skipped: int = 0
+    ends_epoch: bool = False
 
 
 @contextlib.contextmanager
@@ -112,7 +115,7 @@ def training(
         if settings.recompute:
             stack.enter_context(recomputing(model))
         asked = stack.enter_context(terminating()) if keep else lambda: False
-        run = _Run(model, task, settings, objective or _task_loss(task))
+        run = _Run(model, task, settings, objective)
         steps = _steps(run, keep, asked)
         try:
             yield steps
@@ -166,7 +169,7 @@ def fit(
 
 
 def num_steps(task: Task, settings: Fit) -> int:
-    """The number of steps that training `task` with `settings` takes."""
+    """The number of steps that training `task` with `settings` takes; with `prune_samples`, the most it can be."""
     num = len(task.train)
     per_epoch = 1 if optimizer_of(settings).full_batch else num // min(settings.batch_size, num)
     return settings.epochs * per_epoch
@@ -210,10 +213,14 @@ def score(model: nn.Module, split: Split, metric: Metric) -> np.ndarray:
 class _Run:
     """What a run of `settings` on `task` is made of, and its state."""
 
-    def __init__(self, model: nn.Module, task: Task, settings: Fit, objective: Objective) -> None:
-        self.model, self.task, self.settings, self.objective = model, task, settings, objective
+    def __init__(self, model: nn.Module, task: Task, settings: Fit, objective: Objective | None) -> None:
+        self.model, self.task, self.settings = model, task, settings
+        self.objective = objective or _task_loss(task)
         self.chosen = optimizer_of(settings)
-        _refuse_pairs(settings, self.chosen)
+        _refuse_pairs(settings, self.chosen, objective)
+        self.pruning: InfoBatch | None = None
+        if settings.prune_samples:
+            self.objective = self.pruning = InfoBatch(task, settings.prune_samples, settings.epochs)
         self.schedule = find_schedule(settings.schedule or self.chosen.schedule)
         self.part = min(settings.batch_size, len(task.train))
         self.batch_size = len(task.train) if self.chosen.full_batch else self.part
@@ -226,6 +233,7 @@ class _Run:
         # Images are often channels last by where they come from, whatever the weights are.
         self.lay = channels_first if breaks_in_channels_last(model) else tuple
         self.precision, self.first, self.taken, self.skipped, self.in_a_row = "", 0, 0, 0, 0
+        self.epoch, self.at = 0, 0  # of the next step: the epoch, and how many steps of it were taken
 
     def begin_(self, keeper: Keeper | None) -> Gradient:
         """Go on from a checkpoint, if there is one; returns how gradients are made."""
@@ -249,7 +257,10 @@ class _Run:
         tensors, values = tensors_of(self.model, self.optimizer), values_of(self.model, self.optimizer)
         if self.average:
             tensors |= {f"average.{name}": tensor.clone() for name, tensor in self.average.tensors.items()}
+        if self.pruning:
+            tensors |= self.pruning.tensors()
         values |= {"skipped": self.skipped, "scaler": self.scaler.state_dict() if self.scaler else {}}
+        values |= {"epoch": self.epoch, "at": self.at}
         return Checkpoint(self.taken, self.precision, identity, tensors, values)
 
     def _restore_own_(self, found: Checkpoint) -> None:
@@ -258,23 +269,38 @@ class _Run:
                 tensor.copy_(found.tensors[f"average.{name}"])
         if self.scaler:
             self.scaler.load_state_dict(found.values["scaler"])
-        self.skipped = found.values["skipped"]
+        if self.pruning:
+            self.pruning.restore_(found.tensors)
+        self.skipped, self.epoch, self.at = (found.values[key] for key in ("skipped", "epoch", "at"))
 
-    def batch(self, order: Tensor, index: int) -> Split:
-        """The batch of step `index`, augmented and laid out."""
-        at = index % self.per_epoch * self.batch_size
-        batch = gathered(self.task.train, order[at : at + self.batch_size])
+    def batch(self, rows: Tensor, index: int) -> Split:
+        """The samples `rows`, [B], as the batch of step `index`: augmented and laid out."""
+        if self.pruning:
+            self.pruning.take_(rows)
+        batch = gathered(self.task.train, rows)
         if self.task.augment is None:
             return batch if self.lay is tuple else Split(self.lay(batch.inputs), batch.targets)
         inputs = self.task.augment(batch.inputs, _generator(self.settings, "augment", index))
         return Split(self.lay(inputs), batch.targets)
 
-    def order(self, epoch: int) -> Tensor:
-        """The samples of `epoch` in their order, [N]."""
+    def shuffled(self, epoch: int) -> Tensor:
+        """All samples in the order of `epoch`, [N]."""
         return torch.randperm(len(self.task.train), generator=_generator(self.settings, "order", epoch))
 
+    def batches(self) -> tuple[Tensor, ...]:
+        """Which samples the batches of this epoch hold, each [B]: full ones, or what is left if that fills none."""
+        if not self.pruning:
+            order = self.shuffled(self.epoch)
+        elif self.at:
+            order = self.pruning.order
+        else:
+            generator = _generator(self.settings, "prune", self.epoch)
+            order = self.pruning.draw_(self.epoch, self.shuffled(self.epoch), generator)
+        size = min(self.batch_size, len(order))
+        return order[: len(order) // size * size].split(size)
+
     def _calibration(self, num: int = CALIBRATION_BATCHES) -> Iterator[tuple[Tensor, ...]]:
-        order = self.order(self.settings.epochs)
+        order = self.shuffled(self.settings.epochs)
         for start in range(0, len(order) - self.part + 1, self.part)[:num]:
             yield self.lay(self.task.train.batch(order[start : start + self.part]).inputs)
 
@@ -302,31 +328,34 @@ def _steps(run: _Run, keep: Keep | None, asked: Callable[[], bool]) -> Generator
     began, last = time.perf_counter(), None
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
-        for index in range(run.first, total):
-            epoch, at = divmod(index, run.per_epoch)
-            if index == run.first or at == 0:
-                order = run.order(epoch)
-                # All at once: one by one, from a cold cache, each takes 1 % of a step of a millisecond.
-                seeds = iter([_seed(settings, "dropout", n) for n in range(index, index + run.per_epoch - at)])
-            lr = run.chosen.lr * run.schedule(index, total, warmup=settings.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            for parameter in parameters:
-                parameter.grad = None  # what `zero_grad` comes to, which takes 1 % of a step of a millisecond
-            loss = _taken(run, gradient, called, run.batch(order, index), next(seeds))
-            # The step before is looked at, not this one: on an accelerator that does not stall the queue.
-            _refuse_nan(run, last, order)
-            run.taken = index + 1
-            spent = (time.perf_counter() - began) / (run.taken - run.first)
-            left = spent * (total - run.taken)
-            last = Step(index, total, epoch, loss, lr, run.batch_size / spent, left, run.skipped)
-            if at == run.per_epoch - 1 or (keeper and (asked() or keeper.due(run.taken, run.per_epoch))):
-                _refuse_nan(run, last, order)
-            if keeper and (asked() or keeper.due(run.taken, run.per_epoch) or run.taken == total):
-                keeper.save(run.taken, lambda: run.checkpoint(identity))
-            if asked():
-                raise SystemExit(ENDED_BY_SIGTERM)
-            yield last
+        while run.epoch < settings.epochs:
+            batches, index = run.batches(), run.taken
+            num, epoch, before = len(batches), run.epoch, run.epoch * run.per_epoch
+            total = index - run.at + num + run.total - before - run.per_epoch
+            # All at once: one by one, from a cold cache, each takes 1 % of a step of a millisecond.
+            seeds = [_seed(settings, "dropout", n) for n in range(index - run.at, index - run.at + num)]
+            for at in range(run.at, num):
+                lr = run.chosen.lr * run.schedule(before + at * run.per_epoch // num, run.total, warmup=settings.warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                for parameter in parameters:
+                    parameter.grad = None  # what `zero_grad` comes to, which takes 1 % of a step of a millisecond
+                loss = _taken(run, gradient, called, run.batch(batches[at], run.taken), seeds[at])
+                # The step before is looked at, not this one: on an accelerator that does not stall the queue.
+                _refuse_nan(run, last, batches[at - 1])
+                run.taken, ends = run.taken + 1, at + 1 == num
+                run.epoch, run.at = (epoch + 1, 0) if ends else (epoch, at + 1)
+                spent = (time.perf_counter() - began) / (run.taken - run.first)
+                left, rate = spent * (total - run.taken), run.batch_size / spent
+                last = Step(run.taken - 1, total, epoch, loss, lr, rate, left, run.skipped, ends)
+                due = keeper and (asked() or run.epoch == settings.epochs or keeper.due(run.taken, epoch_ended=ends))
+                if ends or due:
+                    _refuse_nan(run, last, batches[at])
+                if keeper and due:
+                    keeper.save(run.taken, lambda: run.checkpoint(identity))
+                if asked():
+                    raise SystemExit(ENDED_BY_SIGTERM)
+                yield last
     finally:
         if keeper:
             keeper.close()
@@ -370,13 +399,19 @@ def _task_loss(task: Task) -> Objective:
     return task_loss
 
 
-def _refuse_pairs(settings: Fit, chosen: Optimizer) -> None:
+def _refuse_pairs(settings: Fit, chosen: Optimizer, objective: Objective | None) -> None:
     """Refuse settings that an optimizer of another kind has no meaning for.
 
     Raises:
         TaskError: names the pair.
     """
     name, averages = type(chosen).__name__, settings.ema or settings.tail
+    if settings.prune_samples and (objective or chosen.full_batch):
+        other = f"{name} takes all data at once" if chosen.full_batch else "here another objective is trained for"
+        raise TaskError(
+            f"Fit(prune_samples={settings.prune_samples:g}) leaves samples out by their loss in the task's sense, and "
+            f"{other}: leave it out."
+        )
     if chosen.full_batch and (settings.clip or settings.nan == "skip" or settings.precision == "fp16" or averages):
         raise TaskError(
             f"{name} searches along a line on all data; clip, nan='skip', precision='fp16', ema and tail are for steps "
@@ -402,7 +437,7 @@ def _generator(settings: Fit, purpose: str, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(_seed(settings, purpose, number))
 
 
-def _refuse_nan(run: _Run, step: Step | None, order: Tensor) -> None:
+def _refuse_nan(run: _Run, step: Step | None, rows: Tensor) -> None:
     if step is None or (math.isfinite(float(step.loss)) and run.in_a_row < MOST_SKIPPED):
         return
     where = f"at step {step.index} of {step.total} (epoch {step.epoch}), at a learning rate of {step.lr:.3g}"
@@ -414,19 +449,18 @@ def _refuse_nan(run: _Run, step: Step | None, order: Tensor) -> None:
         )
     if run.settings.nan == "skip":
         return
-    raise TaskError(f"The loss became {float(step.loss)} {where}. {_mend(run, step, order)}")
+    raise TaskError(f"The loss became {float(step.loss)} {where}. {_mend(run, step, rows)}")
 
 
-def _mend(run: _Run, step: Step, order: Tensor) -> str:
-    at = step.index % run.per_epoch * run.batch_size
-    samples, batch = order[at : at + run.batch_size], run.batch(order, step.index)
-    bad = torch.zeros(len(samples), dtype=torch.bool)
+def _mend(run: _Run, step: Step, rows: Tensor) -> str:
+    batch = run.batch(rows, step.index)
+    bad = torch.zeros(len(rows), dtype=torch.bool)
     for tensor in (*batch.inputs, batch.targets):
-        bad |= ~tensor.isfinite().reshape(len(samples), -1).all(1)
+        bad |= ~tensor.isfinite().reshape(len(rows), -1).all(1)
     if bad.any():
         return (
             f"{int(bad.sum())} of the batch's {len(bad)} samples hold NaN or inf, as they are or as `augment` makes "
-            f"them, e.g. train[{int(samples[bad][0])}]. Mend the data, or leave such batches out: Fit(nan='skip')."
+            f"them, e.g. train[{int(rows[bad][0])}]. Mend the data, or leave such batches out: Fit(nan='skip')."
         )
     return (
         f"The batch itself is finite. Train with a smaller learning rate, e.g. Fit(lr={step.lr / 10:.1g}), or a longer "
