@@ -105,7 +105,8 @@ class Fit:
     One that wants all data at once takes it in batches of `batch_size`, and an epoch is one step.
     precision: of the forward pass; "auto" times bf16 against fp32. compile: by torch.compile.
     accumulate: the parts that each batch is cut into, to need less memory; the gradient stays the batch's own.
-    recompute: keep blocks' inputs alone and run them again in the backward pass, to need less memory.
+    recompute: keep blocks' inputs alone and run them again in the backward pass, to need less memory: True for all,
+    or how much a step may keep for its backward pass, as a fraction of what it would (0.5) or in bytes (2e9).
     prune_samples: the chance that an epoch leaves out a sample of small loss (`train/infobatch.py`), e.g. 0.5.
     clip: the largest norm that a gradient may have. nan: whether a batch of a loss or gradient that is no number
     stops the run or is left out.
@@ -122,7 +123,7 @@ class Fit:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     accumulate: int = 1
-    recompute: bool = False
+    recompute: float = False
     clip: float | None = None
     nan: Literal["stop", "skip"] = "stop"
     ema: float | None = None
@@ -147,6 +148,8 @@ class Fit:
                 "Fit takes precision 'auto', 'fp32', 'bf16' or 'fp16', and nan 'stop' or 'skip'; got "
                 f"{self.precision!r} and {self.nan!r}."
             )
+        if self.recompute < 0:
+            raise TaskError(f"Fit(recompute={self.recompute:g}) is a budget of memory: give bytes, or a fraction.")
         if self.prune_samples and self.tail:
             raise TaskError("Fit(tail=...) counts steps from the end, and with prune_samples none knows it: take ema.")
         for name, value in (("ema", self.ema), ("tail", self.tail), ("prune_samples", self.prune_samples)):

@@ -31,6 +31,10 @@ def test_the_rate_of_the_lowest_median_counts_and_misses_are_infinite() -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_through_every_problem(name: str) -> None:
-    for make in optimizers.PROBLEMS.values():
+    there = (optimizers.DATA / "letters.npz").exists()
+    for place, make in optimizers.PROBLEMS.items():
+        if place == "letters" and not there:
+            continue  # its data comes with another package
         problem = replace(make(), most=2, target=1e9, look=1)
-        assert run(problem, settings_of(name, 1.0), 0)[0] >= 1
+        gradients = run(problem, settings_of(name, 1.0), 0)[0]
+        assert gradients == math.inf if problem.batches and OPTIMIZERS[name].full_batch else gradients >= 1

@@ -113,7 +113,8 @@ def training(
     relaid = channels_last_(model, task.train.inputs)
     with contextlib.ExitStack() as stack:
         if settings.recompute:
-            stack.enter_context(recomputing(model))
+            budget = 0.0 if settings.recompute is True else settings.recompute
+            stack.enter_context(recomputing(model, budget, _first_part(task, settings, objective)))
         asked = stack.enter_context(terminating()) if keep else lambda: False
         run = _Run(model, task, settings, objective)
         steps = _steps(run, keep, asked)
@@ -390,6 +391,18 @@ def _taken(run: _Run, gradient: Gradient, called: nn.Module, batch: Split, seed:
     if run.average:
         run.average.update_(run.taken)
     return loss
+
+
+def _first_part(task: Task, settings: Fit, objective: Objective | None) -> Callable[[nn.Module], Tensor]:
+    """The loss of as many samples as one part of a batch has, of a model."""
+    num = -(-min(settings.batch_size, len(task.train)) // settings.accumulate)
+    batch, of = gathered(task.train, torch.arange(num)), objective or _task_loss(task)
+
+    def forward(model: nn.Module) -> Tensor:
+        with autocast(settings.precision):
+            return of(model, batch.inputs, batch.targets)
+
+    return forward
 
 
 def _task_loss(task: Task) -> Objective:
