@@ -33,7 +33,7 @@ from torch.nn import functional as F
 ROOT = Path(__file__).parent
 PINS = ("lightning-fabric==2.6.6", "accelerate==1.15.0", "keras==3.15.1", "transformers==5.24.0", "numpy==2.4.6")
 WIDTHS, BATCH, NUM, LR = (16, 288), 64, 12_800, 1e-3
-BLOCKS, STEPS, WARM = 60, 10, 3
+BLOCKS, OWN_BLOCKS, STEPS, WARM = 60, 300, 10, 3
 Block = Callable[[], float]  # takes steps, returns processor seconds a step
 
 
@@ -210,10 +210,10 @@ def in_process(python: Path, name: str) -> Any:
     return json.loads(said)
 
 
-def race(make: Callable[[int], Block], width: int) -> dict[str, float]:
+def race(make: Callable[[int], Block], width: int, blocks: int) -> dict[str, float]:
     """A contestant in turn with the loop written by hand; processor microseconds a step, and the differences."""
     reference, block = bare(width), make(width)
-    pairs = [(1e6 * reference(), 1e6 * block()) for _ in range(WARM + BLOCKS)]
+    pairs = [(1e6 * reference(), 1e6 * block()) for _ in range(WARM + blocks)]
     return summary(pairs[WARM:])
 
 
@@ -320,7 +320,13 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.other:
         make = (OURS | OTHERS).get(given.other)
-        print(json.dumps([race(make, width) for width in WIDTHS] if make else levers()))
+        print(
+            json.dumps(
+                [race(make, width, OWN_BLOCKS if given.other in OURS else BLOCKS) for width in WIDTHS]
+                if make
+                else levers()
+            )
+        )
         return
     python = environment(given.cache)
     results = {name: in_process(Path(sys.executable), name) for name in OURS}
@@ -333,7 +339,7 @@ def main() -> None:
         "",
         f"{machine['cpu']}, {machine['cores']} cores, one thread; trimtab {version('trimtab')}, torch "
         f"{versions()['torch']}; {', '.join(pin.replace('==', ' ') for pin in PINS)}. An MLP 64-W-W-10, W = "
-        f"{' and '.join(map(str, WIDTHS))}, batches of {BATCH}, fused AdamW, seed 0. {BLOCKS} pairs of blocks of "
+        f"{' and '.join(map(str, WIDTHS))}, batches of {BATCH}, fused AdamW, seed 0. {BLOCKS} pairs ({OWN_BLOCKS} of the first two loops) of blocks of "
         f"{STEPS} steps, in turns with the loop written by hand; medians of processor time, and of the paired "
         "differences.",
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Mapping
@@ -11,11 +12,13 @@ import pytest
 
 from tests.report import sample
 from tests.test_watch import add_trial, begin
+from tests.train.toy import FIT, toy_net, toy_task
 from trimtab import track
 from trimtab.cli import main
 from trimtab.errors import RunError
 from trimtab.files import read_json, write_json
-from trimtab.track import Follower, require_trackers, tracked
+from trimtab.teach.train import train
+from trimtab.track import Follower, require_trackers, tracked, tracked_training
 
 
 class Recorder:
@@ -136,3 +139,66 @@ def test_mlflow_reads_what_was_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     one = next(child for child in children if child.data.params["candidate"] == "prune .3 (openvino bf16)")
     assert one.data.metrics["accuracy"] == pytest.approx(0.879)
     assert one.data.params["precision"] == "bf16"
+
+
+def test_a_training_tells_its_figures_after_each_epoch_and_a_resumed_one_goes_on_in_its_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, Mapping[str, float]]] = []
+    notes: list[dict[str, str]] = []
+
+    class Training(Recorder):
+        def settings(self, facts: Mapping[str, str]) -> None:
+            notes.append(dict(self.note))
+            self.note["settings"] = facts["batch_size"]
+
+        def step(self, index: int, figures: Mapping[str, float]) -> None:
+            told.append((index, figures))
+            if len(told) == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(track, "TensorBoard", Training)
+    monkeypatch.setattr(track, "require_trackers", lambda _: None)
+    model, task, folder = toy_net(), toy_task(), tmp_path / "t"
+    for ends in (pytest.raises(KeyboardInterrupt), contextlib.nullcontext()):
+        with ends, tracked_training(folder, task, FIT, ["tensorboard"]) as log:
+            train(model, task, output=folder, quiet=True, log=log)
+    assert [index for index, _ in told] == [6, 12, 18, 24]
+    assert all(set(figures) == {"loss", "lr", "samples_per_second", "accuracy"} for _, figures in told)
+    assert notes == [{}, {"settings": "16"}]
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+    with tracked_training(folder, task, FIT, []) as log:
+        assert log is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="pip install tensorboard")
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_reads_a_training(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, task = tmp_path / "t", toy_task()
+    with tracked_training(folder, task, FIT, ["tensorboard"]) as log:
+        trained = train(toy_net(), task, output=folder, quiet=True, log=log)
+    read = EventAccumulator(str(tmp_path / "t.tensorboard"))
+    read.Reload()
+    events = read.Scalars("train/accuracy")
+    assert [event.step for event in events] == [6, 12, 18, 24]
+    assert events[-1].value == pytest.approx(trained.metric)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="pip install mlflow")
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_reads_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    folder, task, uri = tmp_path / "t", toy_task(), f"sqlite:///{tmp_path}/mlflow.db"
+    with tracked_training(folder, task, FIT, [f"mlflow:{uri}"]) as log:
+        trained = train(toy_net(), task, output=folder, quiet=True, log=log)
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("trimtab-toy")
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(run.info.run_id, "accuracy")
+    assert [point.step for point in history] == [6, 12, 18, 24]
+    assert history[-1].value == pytest.approx(trained.metric)
+    assert (run.data.tags["batch_size"], run.info.status) == ("16", "FINISHED")

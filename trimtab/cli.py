@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -205,10 +205,9 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Instead of the task's.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="A name, e.g. lion; its own rate and schedule.")] = None,
     precision: Annotated[TrainPrecision | None, typer.Option(help="Of the forward pass.")] = None,
-    prune_samples: Annotated[
-        float | None, typer.Option(help="Chance to skip a sample of small loss, e.g. 0.5.")
-    ] = None,
+    prune_samples: Annotated[float | None, typer.Option(help="Chance to skip a sample of small loss.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write (default: runs/TASK-trained).")] = None,
+    track: Annotated[list[str] | None, typer.Option(help="As for optimize: tensorboard, mlflow, KIND:WHERE.")] = None,
     *,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="By torch.compile.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress display.")] = False,
@@ -228,10 +227,10 @@ def train(
     from trimtab.core import Fit
     from trimtab.optim import find_optimizer
     from trimtab.tasks.resolve import resolve
-    from trimtab.teach.train import parse_until, seconds_of
-    from trimtab.teach.train import train as run_train
+    from trimtab.teach import train as teaching
+    from trimtab.track import tracked_training
 
-    goal, seconds = parse_until(until), seconds_of(budget)
+    goal, seconds = teaching.parse_until(until), teaching.seconds_of(budget)
     model, described = resolve(task)
     asked = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "precision": precision, "compile": compile}
     asked |= {"prune_samples": prune_samples}
@@ -241,7 +240,10 @@ def train(
         # The task's rate, decay and schedule were for another one.
         given = {"optimizer": optimizer, "lr": None, "weight_decay": None, "schedule": None} | given
     settings = replace(described.fit or Fit(), **given)  # type: ignore[arg-type]
-    trained = run_train(model, described, settings=settings, until=goal, budget=seconds, output=output, quiet=quiet)
+    place = output or Path(f"runs/{described.name}-trained")
+    with tracked_training(place, described, settings, track or ()) as log:
+        how: dict[str, Any] = {"settings": settings, "until": goal, "budget": seconds, "quiet": quiet, "log": log}
+        trained = teaching.train(model, described, output=place, **how)
     name = f"{described.metric.name} on select"
     typer.echo(f"{name}: {trained.metric:.4g} after {trained.steps} steps: {trained.why}\nwrote {trained.folder}")
 

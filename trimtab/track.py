@@ -1,7 +1,8 @@
-"""A search in TensorBoard or MLflow too: every trial as it ends, the verdict at the end.
+"""A search or a training in TensorBoard or MLflow too: every trial as it ends, the verdict; the loss as it goes.
 
-Follows a run's folder from outside, as `watch` does, so that the search waits for nobody. What was sent is noted in the
-folder: a run that is resumed goes on in the same place. The packages are imported when they are asked for.
+Follows a search's folder from outside, as `watch` does, so that the search waits for nobody; a training tells its
+figures itself, about once a second. What was sent is noted: a run that is resumed goes on in the same place. The
+packages are imported when they are asked for.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from trimtab.core import Fit, Task
 from trimtab.errors import RunError
 from trimtab.files import read_json, write_json
 from trimtab.report.evidence import CHOSEN
 from trimtab.search.study import IDENTITY_FILE
+from trimtab.teach.train import Log
 from trimtab.watch import live_evidence
 
 POLL_S = 2.0
@@ -27,6 +30,12 @@ class Tracker(Protocol):
     """Where trials go. `note` is what has to be known to go on there: it is kept in the run's folder."""
 
     note: dict[str, str]
+
+    def settings(self, facts: Mapping[str, str]) -> None:
+        """How a training was asked for."""
+
+    def step(self, index: int, figures: Mapping[str, float]) -> None:
+        """Where a training is."""
 
     def trial(self, place: int, facts: Mapping[str, str], figures: Mapping[str, float]) -> None:
         """One trial that has ended."""
@@ -47,6 +56,14 @@ class TensorBoard:
         self.note = note
         self._writer = SummaryWriter(log_dir=str(folder))
 
+    def settings(self, facts: Mapping[str, str]) -> None:
+        self._writer.add_text("settings", "\n\n".join(f"{name} = {value}" for name, value in facts.items()), 0)
+
+    def step(self, index: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(f"train/{name}", value, index)
+        self._writer.flush()
+
     def trial(self, place: int, facts: Mapping[str, str], figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
             self._writer.add_scalar(f"trial/{name}", value, place)
@@ -65,7 +82,7 @@ class TensorBoard:
 class MLflow:
     """A run for the search, with a child for each trial: parameters, metrics, and the page as an artifact."""
 
-    def __init__(self, uri: str | None, task: str, note: dict[str, str]) -> None:
+    def __init__(self, uri: str | None, task: str, note: dict[str, str], kind: str = "search") -> None:
         from mlflow.tracking import MlflowClient
 
         self._client = MlflowClient(tracking_uri=uri)
@@ -75,7 +92,15 @@ class MLflow:
             known = self._client.get_experiment_by_name(name)
             experiment = known.experiment_id if known else self._client.create_experiment(name)
             note["experiment"] = experiment
-            note["run"] = self._client.create_run(experiment, run_name="search").info.run_id
+            note["run"] = self._client.create_run(experiment, run_name=kind).info.run_id
+
+    def settings(self, facts: Mapping[str, str]) -> None:
+        for name, value in facts.items():
+            self._client.set_tag(self.note["run"], name, value)
+
+    def step(self, index: int, figures: Mapping[str, float]) -> None:
+        for name, number in figures.items():
+            self._client.log_metric(self.note["run"], name, number, step=index)
 
     def trial(self, place: int, facts: Mapping[str, str], figures: Mapping[str, float]) -> None:
         tags = {"mlflow.parentRunId": self.note["run"]}
@@ -94,6 +119,10 @@ class MLflow:
             self._client.log_metric(self.note["run"], name, number)
         if page.exists():
             self._client.log_artifact(self.note["run"], str(page))
+        self.end()
+
+    def end(self) -> None:
+        """Say that the run is complete."""
         self._client.set_terminated(self.note["run"])
 
     def close(self) -> None:
@@ -153,6 +182,54 @@ def tracked(run: str | Path, track: Sequence[str]) -> Iterator[None]:
                 thread.join()
             for follower in followers:
                 follower.sync()
+
+
+@contextmanager
+def tracked_training(folder: str | Path, task: Task, settings: Fit, track: Sequence[str]) -> Iterator[Log | None]:
+    """What `train` tells its figures to, while the block lasts; None where nothing is asked for.
+
+    Args:
+        folder: that `train` writes; what TensorBoard gets is beside it, in `<name>.tensorboard`.
+        task: its name and its metric's.
+        settings: told once.
+        track: as for `tracked`.
+
+    Raises:
+        RunError: a tracker is not known or not installed.
+
+    Example:
+        with tracked_training("runs/digits", task, settings, ["mlflow"]) as log:
+            train(model, task, settings=settings, output="runs/digits", log=log)
+    """
+    require_trackers(track)
+    folder, trackers = Path(folder), list[Tracker]()
+    notes = [folder.with_name(f"{folder.name}.tracked-{name.partition(':')[0]}.json") for name in track]
+
+    def log(index: int, figures: Mapping[str, float]) -> None:
+        if not trackers:  # not before: what is refused leaves nothing
+            for name, file in zip(track, notes, strict=True):
+                trackers.append(_of_training(name, folder, task, read_json(file) if file.exists() else {}))
+                trackers[-1].settings({key: str(value) for key, value in vars(settings).items()})
+                write_json(file, trackers[-1].note)
+        for tracker in trackers:
+            tracker.step(index, {_plain(name): value for name, value in figures.items()})
+
+    try:
+        yield log if track else None
+    finally:
+        for tracker in trackers:
+            tracker.close()
+    for tracker, file in zip(trackers, notes, strict=False):
+        if isinstance(tracker, MLflow):
+            tracker.end()
+        file.unlink(missing_ok=True)  # a later training into the folder is another one
+
+
+def _of_training(name: str, folder: Path, task: Task, note: dict[str, str]) -> Tracker:
+    kind, _, where = name.partition(":")
+    if kind == "tensorboard":
+        return TensorBoard(Path(where) if where else folder.with_name(f"{folder.name}.tensorboard"), note)
+    return MLflow(where or None, task.name, note, "training")
 
 
 class Follower:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
@@ -24,7 +25,8 @@ from trimtab.train.keep import Keep
 from trimtab.train.loop import Step, score, training
 
 TRAIN_PHASES = {"training": 60.0}
-TOLD_EVERY_SECONDS = 0.1
+TOLD_EVERY_SECONDS, LOGGED_EVERY_SECONDS = 0.1, 1.0
+Log = Callable[[int, Mapping[str, float]], None]
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -51,6 +53,7 @@ def train(
     budget: float | None = None,
     output: str | Path | None = None,
     quiet: bool = False,
+    log: Log | None = None,
 ) -> Trained:
     """Train a copy of `model` on `task.train`, and write it to a folder that `tt.load` opens.
 
@@ -65,6 +68,7 @@ def train(
         output: the folder to write (default `runs/<task name>-trained`); it must not exist. Until it does, the
             checkpoints are beside it, in `<name>.checkpoint`.
         quiet: show no progress.
+        log: (steps, figures), about once a second and after each epoch; `track.tracked_training` makes one.
 
     Raises:
         TaskError: data, model, settings or `until` cannot be used, or the loss became NaN.
@@ -81,7 +85,7 @@ def train(
     with Progress(quiet=quiet, phases=TRAIN_PHASES) as show:
         show.phase("training")
         with training(ready, task, settings, checkpoint=Keep(state)) as steps:
-            taken, why = _watched(steps, ready, task, settings, show, _Ends(until, budget))
+            taken, why = _watched(steps, ready, task, settings, show, _Ends(until, budget, log))
         ready.zero_grad()
         graph = capture(ready.eval(), inputs)
         reached = _on_select(graph, task)
@@ -139,13 +143,14 @@ def seconds_of(text: str | None) -> float | None:
 class _Ends:
     until: tuple[str, float] | None
     budget: float | None
+    log: Log | None
 
 
 def _watched(
     steps: Iterator[Step], model: nn.Module, task: Task, settings: Fit, show: Progress, ends: _Ends
 ) -> tuple[int, str]:
     """Take the steps, telling how it goes, until something ends them; returns how many there were, and why."""
-    began = told = time.monotonic()
+    began = told = logged = time.monotonic()
     reached, taken = "", 0
     best: float | None = None
     for step in steps:
@@ -153,9 +158,15 @@ def _watched(
         if step.index + 1 == step.total or now - told >= TOLD_EVERY_SECONDS:
             show.step(taken, step.total, _text(step, settings, reached))
             told = now
+        figures: dict[str, Any] = {"loss": step.loss, "lr": step.lr, "samples_per_second": step.samples_per_second}
         if step.ends_epoch:
             quality = _on_select(model, task)
             reached = f", {task.metric.name} {quality:.4g}"
+            figures[task.metric.name] = quality
+        if ends.log and (step.ends_epoch or now - logged >= LOGGED_EVERY_SECONDS):
+            ends.log(taken, {name: float(value) for name, value in figures.items()})
+            logged = now
+        if step.ends_epoch:
             if best is None or quality > best:
                 best = quality
                 show.best(f"epoch {step.epoch + 1}/{settings.epochs}{reached}")
