@@ -320,13 +320,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.other:
         make = (OURS | OTHERS).get(given.other)
-        print(
-            json.dumps(
-                [race(make, width, OWN_BLOCKS if given.other in OURS else BLOCKS) for width in WIDTHS]
-                if make
-                else levers()
-            )
-        )
+        blocks = OWN_BLOCKS if given.other in OURS else BLOCKS
+        print(json.dumps([race(make, width, blocks) for width in WIDTHS] if make else levers()))
         return
     python = environment(given.cache)
     results = {name: in_process(Path(sys.executable), name) for name in OURS}
@@ -339,7 +334,8 @@ def main() -> None:
         "",
         f"{machine['cpu']}, {machine['cores']} cores, one thread; trimtab {version('trimtab')}, torch "
         f"{versions()['torch']}; {', '.join(pin.replace('==', ' ') for pin in PINS)}. An MLP 64-W-W-10, W = "
-        f"{' and '.join(map(str, WIDTHS))}, batches of {BATCH}, fused AdamW, seed 0. {BLOCKS} pairs ({OWN_BLOCKS} of the first two loops) of blocks of "
+        f"{' and '.join(map(str, WIDTHS))}, batches of {BATCH}, fused AdamW, seed 0. {BLOCKS} pairs "
+        f"({OWN_BLOCKS} of the first two loops) of blocks of "
         f"{STEPS} steps, in turns with the loop written by hand; medians of processor time, and of the paired "
         "differences.",
         "",
