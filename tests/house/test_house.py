@@ -124,7 +124,7 @@ def test_no_flag_exists_that_python_lacks() -> None:
     from trimtab.recheck import verify
     from trimtab.teach.train import train
     from trimtab.teach.verify import verify_resume
-    from trimtab.track import tracked
+    from trimtab.track import tracked, tracked_training
     from trimtab.watch import PORT, watch
 
     fields = {field.name for value in (Goal, Search, Target) for field in dataclasses.fields(value)}
@@ -140,7 +140,8 @@ def test_no_flag_exists_that_python_lacks() -> None:
     seen = set(inspect.signature(cli.doctor).parameters) - {"as_json"}
     assert seen <= fields | set(inspect.signature(examine).parameters)
     of_fit = {field.name for field in dataclasses.fields(Fit)}
-    assert set(inspect.signature(cli.train).parameters) <= of_fit | set(inspect.signature(train).parameters)
+    of_training = set(inspect.signature(train).parameters) | set(inspect.signature(tracked_training).parameters)
+    assert set(inspect.signature(cli.train).parameters) <= of_fit | of_training
     settings = {field.name for value in (Prune, Budget) for field in dataclasses.fields(value)}
     flags_of_prune = set(inspect.signature(cli.prune).parameters)
     assert flags_of_prune <= settings | set(inspect.signature(pipeline.prune).parameters)
