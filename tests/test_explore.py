@@ -29,10 +29,12 @@ def search(run: Path, **settings) -> tt.Artifact:
 
 def test_the_space_holds_what_comes_first_and_what_this_model_can_do() -> None:
     model, task = small.make()
-    space = space_of(capture(model, task.select.batch(slice(0, 2)).inputs), ("fp32", "int8", "int4w"))
+    serving = {"fp32": ("eager", "openvino"), "bf16": ("openvino",), "int8": ("openvino",), "int4w": ("openvino",)}
+    space = space_of(capture(model, task.select.batch(slice(0, 2)).inputs), serving)
     names = [slot.name for slot in space.slots]
-    assert names == ["channels cut", "allocation", "low rank", "order", "epochs of recovery", "numbers"]
-    assert space.slots[-1].options == (
+    served = ["runtime of floats", "precision of floats"]
+    assert names == ["channels cut", "allocation", "low rank", "order", "epochs of recovery", "numbers", *served]
+    assert space.slots[-3].options == (
         "floats",
         "int8",
         "int8, learned rounding",
@@ -44,6 +46,31 @@ def test_the_space_holds_what_comes_first_and_what_this_model_can_do() -> None:
     recipes = [recipe_of(picks) for picks in all_picks(space.slots)]
     assert len({str(recipe) for recipe in recipes}) > 500
     assert recipe_of({"channels cut": "0.5", "low rank": "0.7", "order": "low rank first"}).name.startswith("low rank")
+
+
+def test_what_serves_a_candidate_is_decided_where_there_is_a_choice() -> None:
+    serving = {
+        "fp32": ("eager", "openvino"),
+        "bf16": ("openvino",),
+        "int8": ("openvino",),
+        "int8w": ("eager", "openvino"),
+    }
+    model, task = small.make()
+    space = space_of(capture(model, task.select.batch(slice(0, 2)).inputs), serving)
+    picks = all_picks(space.slots)
+    assert {space.served(one) for one in picks} == {
+        *(("eager", precision) for precision in ("fp32", "int8w")),
+        *(("openvino", precision) for precision in serving),
+    }
+    assert not any("precision of floats" in one for one in picks if space.served(one)[0] == "eager")
+    first = filled(space.slots, {"channels cut": "0.5", "numbers": "floats"})
+    assert first
+    assert space.served(first) == ("eager", "fp32")
+    other = space.served_as(first, "openvino", "bf16")
+    assert other in picks
+    assert recipe_of(other) == recipe_of(first)
+    assert space.served_as(first, "openvino", "int8") is None
+    assert space.served_as(first, "eager", "bf16") is None
 
 
 def test_a_recipe_that_learns_is_looked_at_without_and_after_little_learning() -> None:

@@ -212,7 +212,14 @@ def free_baselines(job: Job, bench: Bench, original: Built, runtimes: tuple[str,
 
 
 def attempt(
-    job: Job, bench: Bench, original: Built, measured: list[Trial], recipe: Recipe, *, hopeless: float = HOPELESS
+    job: Job,
+    bench: Bench,
+    original: Built,
+    measured: list[Trial],
+    recipe: Recipe,
+    *,
+    only: tuple[str, Precision] | None = None,
+    hopeless: float = HOPELESS,
 ) -> Tried:
     """One recipe in every runtime worth trying; what has no chance left is not exported.
 
@@ -222,6 +229,7 @@ def attempt(
         original: the captured model.
         measured: every trial so far, the free baselines included.
         recipe: what to try.
+        only: the runtime and the precision to serve it in, if not all that are worth it.
         hopeless: the chance to pass below which a recipe is not exported.
 
     Raises:
@@ -252,6 +260,9 @@ def attempt(
     free = [trial for trial in measured if trial.free]
     found = [trial for trial in measured if not trial.free]
     precisions, left_out = worth_trying(recipe, eligible(free, job.target), found, job.goal.minimise)
+    if only:
+        left_out = tuple(skip for skip in left_out if skip.what.split()[-1] == only[0])
+        precisions = {only[0]: only[1]} if only[0] in precisions else {}
     outcomes = [_outcome(job, bench, built, free, candidate) for candidate in candidates([recipe], precisions)]
     return replace(
         tried,
@@ -273,6 +284,15 @@ def _needless(job: Job, recipe: Recipe) -> Skip | None:
 def _built(job: Job, original: Built, recipe: Recipe) -> Built:
     tools = Tools(report=job.step, folder=str(job.held.folder / "work"))
     return build(recipe, original, job.task, once_folder=job.held.once_folder, tools=tools)
+
+
+def built_graph(job: Job, original: Built, recipe: Recipe) -> GraphModule:
+    """The recipe's graph; nothing is scored.
+
+    Raises:
+        PlanError: a method refuses.
+    """
+    return _built(job, original, recipe).graph
 
 
 def screened(job: Job, bench: Bench, original: Built, recipe: Recipe) -> tuple[GraphModule, list[Drop]]:

@@ -1,7 +1,8 @@
 """The search itself: the recipes that come first, then what the sampler proposes, until the budget is spent.
 
-A proposal that learns goes up rungs: what it is without recovery, after a short one, in full; only those among the best
-third at a rung go on (`search/halving.py`). Everything is committed as it ends, here and in the storage.
+A proposal is a recipe, the runtime that serves it and the precision. What the forecast says is slower is not tried. One
+that learns goes up rungs: what it is without recovery, after a short one, in full; only those among the best third at a
+rung go on (`search/halving.py`). Everything is committed as it ends, here and in the storage.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any
 
-from trimtab.attempt import HOPELESS, Job, Tried, attempt, failed, screened
+from trimtab.attempt import FREE_PRECISIONS, HOPELESS, Job, Tried, attempt, built_graph, failed, screened
 from trimtab.compress.build import Built, key
 from trimtab.compress.distill import Distill
-from trimtab.compress.recipes import LR, NUMBERS, SHORT, Space, default_picks, recipe_of, space_of
+from trimtab.compress.recipes import FLOATS, LR, NONE, SHORT, Space, default_picks, default_recipes, recipe_of, space_of
 from trimtab.core import Method, Recipe, Search, Skip, Trial
 from trimtab.errors import GoalError, MetricError, PlanError, RunError
-from trimtab.graph.cost import macs
+from trimtab.forecast import Forecast, Served, served_in_floats, staircase_file
 from trimtab.report.words import metric
 from trimtab.runtimes import supported
 from trimtab.runtimes.formats import FORMATS
@@ -25,11 +27,18 @@ from trimtab.runtimes.trial import Bench
 from trimtab.search.clock import Clock
 from trimtab.search.ending import lost
 from trimtab.search.halving import promoted
-from trimtab.search.sampler import Proposal, Result, Sampler, all_picks, local, missing, shown
-from trimtab.search.space import LEARNING, best_free, choose, gained
+from trimtab.search.sampler import BESIDE, Proposal, Result, Sampler, all_picks, local, missing, shown
+from trimtab.search.space import LEARNING, best_free, choose, cost, eligible, gained, unrecovered
 
 # What numbers of fewer bits may gain at most, where nothing was measured yet: a guess that only ranks.
 BITS_GAIN = 2.0
+# From this cost on, as a share of the best free baseline's, a candidate is not tried: beyond the forecast's error.
+SLOWER = 1.15
+UNTRAINED = {"epochs of recovery": NONE}
+# The part of the budget that layers may be timed in.
+FORECAST_SHARE = 0.1
+# Forecasts that ended proposals, for each candidate that may be tried: where most are slower, the search ends.
+FORESEEN = 10
 
 
 class OutOfTime(Exception):
@@ -51,11 +60,11 @@ class Exploration:
         """Of everything that has ended."""
         return [trial for tried in self.ended.values() for trial in tried.trials]
 
-    def attempt(self, recipe: Recipe, *, hopeless: float = HOPELESS) -> Tried:
-        """Try a recipe, whatever it takes."""
+    def attempt(self, recipe: Recipe, *, only: Served | None = None, hopeless: float = HOPELESS) -> Tried:
+        """Try a recipe, in every runtime worth trying or as `only` says, whatever it takes."""
         measured = [*self.free, *self.trials()]
-        tried = attempt(self.job, self.bench, self.original, measured, recipe, hopeless=hopeless)
-        self.ended[key(recipe)] = tried
+        tried = attempt(self.job, self.bench, self.original, measured, recipe, only=only, hopeless=hopeless)
+        self.ended[named(recipe, only)] = tried
         self._tell_best()
         return tried
 
@@ -151,96 +160,232 @@ def _listed(under_way: Exploration, recipes: Sequence[Recipe]) -> None:
         under_way.clock.commit()
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """What the sampler's part of a search needs beside the search itself."""
+
+    under_way: Exploration
+    sampler: Sampler
+    space: Space
+    forecast: Forecast
+    worker: str
+
+    def free_cost(self, served: Served) -> float:
+        """What the original costs in a runtime, at its precision if it is a free one; infinite if it failed there."""
+        minimise = self.under_way.job.goal.minimise
+        at = served_in_floats(*served)
+        costs = (cost(one, minimise) for one in self.under_way.free if (one.runtime, one.precision) == at)
+        return next(costs, float("inf"))
+
+    def in_floats(self, picks: Mapping[str, str]) -> Any:
+        """The graph that `picks` give before its numbers are changed, which is what a forecast tells of."""
+        recipe = recipe_of({**picks, "numbers": FLOATS})
+        return built_graph(self.under_way.job, self.under_way.original, recipe)
+
+    def forecast_of(self, graph: Any, served: Served) -> float:
+        """What floats of `graph` will cost there, as a share of the original's there."""
+        return self.forecast.share(graph, served_in_floats(*served), self.free_cost(served))
+
+    def uncorrected(self, graph: Any, served: Served) -> float:
+        """The same as a share of the best free baseline's cost."""
+        job = self.under_way.job
+        best = cost(best_free(self.under_way.free, job.goal, job.target), job.goal.minimise)
+        return self.forecast_of(graph, served) * self.free_cost(served) / best
+
+    def predicted(self, graph: Any, proposal: Proposal) -> float:
+        """The same, corrected by how far forecasts of such numbers were off in this runtime; at first guessed."""
+        served = self.space.served(proposal.picks)
+        numbers = proposal.picks.get("numbers", "")
+        off = [
+            result.notes["gain"] ** -1 / result.notes["forecast"]
+            for other, result in self.sampler.ended()
+            if other.worker == self.worker
+            and "forecast" in result.notes
+            and "gain" in result.notes
+            and other.picks.get("numbers", "") == numbers
+            and self.space.served(other.picks) == served
+        ]
+        guess = 1.0 if served[1] in FREE_PRECISIONS else 1 / BITS_GAIN
+        return self.uncorrected(graph, served) * (median(off) if off else guess)
+
+
+def named(recipe: Recipe, only: Served | None = None) -> str:
+    """What names a candidate of a search: a recipe, or a recipe in one runtime."""
+    return f"{key(recipe)} {' '.join(only)}" if only else key(recipe)
+
+
 def _sampled(under_way: Exploration, asked: Asked) -> None:
     """Go on with the sampler, in the run's own storage or in one that is shared."""
     job, search = under_way.job, asked.search
-    space = space_of(under_way.original.graph, _precisions(under_way.free))
+    space = space_of(under_way.original.graph, _serving(job, under_way.free))
     worker = job.held.once("worker", lambda: uuid.uuid4().hex, str)
     url = search.storage or local(job.held.folder)
     sampler = Sampler(
         url, asked.identity, space.slots, default_picks(), seed=search.seed, worker=worker, alone=search.storage is None
     )
-    _replay(under_way, sampler, worker)
+    own = Sampling(under_way, sampler, space, _forecast(under_way), worker)
+    _replay(own)
     if job.held.has("choice"):
         return
     _tell_space(job, space, url)
     while under_way.clock.left() > 0:
-        done = len(sampler.ended())
-        if search.trials is not None and done >= search.trials:
+        ended = sampler.ended()
+        done = sum("foreseen" not in result.notes and BESIDE not in result.notes for _, result in ended)
+        if search.trials is not None and (done >= search.trials or len(ended) >= FORESEEN * search.trials):
             break
         if (proposal := sampler.ask()) is None:
-            job.show.note("every recipe of the space has been tried")
+            job.show.note("every candidate of the space has been tried")
             break
-        job.show.trial(done, search.trials or max(done + 1, len(default_picks())), recipe_of(proposal.picks).name)
-        sampler.tell(proposal, _result(under_way, sampler, proposal))
+        name = f"{recipe_of(proposal.picks).name} ({' '.join(space.served(proposal.picks))})"
+        job.show.trial(done, search.trials or max(done + 1, len(default_picks())), name)
+        sampler.tell(proposal, _result(own, proposal))
         under_way.clock.commit()
-    _adopt(under_way, sampler, worker)
+    _adopt(own)
 
 
-def _replay(under_way: Exploration, sampler: Sampler, worker: str) -> None:
+def _forecast(under_way: Exploration) -> Forecast:
+    job = under_way.job
+    return Forecast(
+        under_way.original.graph,
+        minimise=job.goal.minimise,
+        target=job.target,
+        file=staircase_file(job.held.folder),
+        seconds=float("inf") if job.goal.minutes is None else FORECAST_SHARE * 60 * job.goal.minutes,
+    )
+
+
+def _first(recipe: Recipe) -> bool:
+    """Whether it is one of those that come first, which are tried in every runtime worth trying."""
+    return recipe in default_recipes()
+
+
+def _replay(own: Sampling) -> None:
     """What this run had ended before it was killed: read again from its folder."""
-    for proposal, result in sampler.ended():
+    under_way = own.under_way
+    for proposal, result in own.sampler.ended():
         recipe = recipe_of(proposal.picks)
-        if proposal.worker != worker or not recipe.methods or key(recipe) in under_way.ended:
+        only = None if _first(recipe) else own.space.served(proposal.picks)
+        name = named(recipe, only)
+        if proposal.worker != own.worker or not recipe.methods or name in under_way.ended:
             continue
         if why := result.notes.get("why"):
-            under_way.ended[key(recipe)] = Tried(recipe, skipped=(Skip(recipe.name, why),))
+            under_way.ended[name] = Tried(recipe, skipped=(Skip(recipe.name, why),))
         else:
-            under_way.attempt(recipe)
+            _tried(under_way, recipe, only)
 
 
-def _result(under_way: Exploration, sampler: Sampler, proposal: Proposal) -> Result:
+def _tried(under_way: Exploration, recipe: Recipe, only: Served | None) -> Tried:
+    """Try it; where there is nothing to recover by training, the same without."""
+    tried = under_way.attempt(recipe, only=only)
+    less = unrecovered(recipe)
+    return under_way.attempt(less, only=only) if only and less and not tried.stages else tried
+
+
+def _result(own: Sampling, proposal: Proposal) -> Result:
     """Try a proposal, as far up the rungs as it gets."""
-    began, recipe = under_way.clock.spent(), recipe_of(proposal.picks)
+    under_way, recipe, served = own.under_way, recipe_of(proposal.picks), own.space.served(proposal.picks)
+    began = under_way.clock.spent()
     rungs: list[tuple[float, float]] = []
+    notes: dict[str, Any] = {"recipe": recipe.name, "key": key(recipe), "served": " ".join(served)}
     if not recipe.methods:
-        return Result((1.0, 0.0), {"recipe": recipe.name})
-    notes: dict[str, Any] = {"recipe": recipe.name, "key": key(recipe)}
+        return _of_original(own, served, notes)
+    first = _first(recipe)
+    only = None if first else served
+    tried, why = None, None
     try:
-        why = None if proposal.picks in default_picks() else _stopped(under_way, sampler, recipe, rungs)
-        tried = None if why else under_way.attempt(recipe)
+        if not first and (share := _slower(own, proposal)) is not None:
+            why = f"foreseen to cost {share:.2f} times the original there, or the best free baseline"
+            notes |= {"foreseen": True, "why": why}
+            under_way.ended[named(recipe, only)] = Tried(
+                recipe, skipped=(Skip(f"{recipe.name} ({' '.join(served)})", why),)
+            )
+            return Result((share, 0.0), notes)  # at best as good as the original, at a higher cost
+        why = None if first else _stopped(own, proposal, recipe, rungs)
+        tried = None if why else _tried(under_way, recipe, only)
     except OutOfTime:
-        tried, why = None, under_way.late()
+        why = under_way.late()
     except (PlanError, MetricError) as error:
         told = failed(under_way.job.held, recipe.name, key(recipe), error) if isinstance(error, MetricError) else None
-        tried, why = None, told.why if told else str(error)
+        why = told.why if told else str(error)
     if why:
-        under_way.ended[key(recipe)] = Tried(recipe, skipped=(Skip(recipe.name, why),))
+        under_way.ended[named(recipe, only)] = Tried(recipe, skipped=(Skip(recipe.name, why),))
         notes["why"] = why
     notes["seconds"] = round(under_way.clock.spent() - began, 3)
     if tried is None:
         return Result(rungs[-1] if rungs else None, notes, tuple(rungs))
-    return _costs(under_way, tried, notes, tuple(rungs))
+    return _costs(own, proposal, tried, notes, tuple(rungs))
+
+
+def _of_original(own: Sampling, served: Served, notes: dict[str, Any]) -> Result:
+    """The model as it came in a runtime: it was measured as a free baseline."""
+    there = [one for one in own.under_way.free if (one.runtime, one.precision) == served]
+    if not there:
+        return Result(None, notes | {"why": "it does not run there"})
+    job = own.under_way.job
+    best = cost(best_free(own.under_way.free, job.goal, job.target), job.goal.minimise)
+    return Result((own.free_cost(served) / best, lost((there[0].select, *there[0].also))), notes)
 
 
 def _costs(
-    under_way: Exploration, tried: Tried, notes: dict[str, Any], rungs: tuple[tuple[float, float], ...]
+    own: Sampling, proposal: Proposal, tried: Tried, notes: dict[str, Any], rungs: tuple[tuple[float, float], ...]
 ) -> Result:
-    if tried.trials:
-        best = max(tried.trials, key=gained)
-        notes |= {"gain": gained(best), "chance": under_way.job.chance(best), "candidate": best.candidate}
-        return Result((1 / gained(best), lost((best.select, *best.also))), notes, rungs)
+    under_way = own.under_way
+    if not tried.screen:
+        if tried.skipped:
+            notes["why"] = tried.skipped[-1].why
+        return Result(rungs[-1] if rungs else None, notes, rungs)
+    _, drops = screened(under_way.job, under_way.bench, under_way.original, tried.recipe)
+    graph = own.in_floats({**proposal.picks, **({} if tried.recipe == recipe_of(proposal.picks) else UNTRAINED)})
+    served = own.space.served(proposal.picks)
+    for trial in tried.trials:
+        at: Served = (trial.runtime, trial.precision)
+        picks = own.space.served_as(proposal.picks, *at)
+        if at != served and picks:
+            own.sampler.learn(picks, _measured(own, trial, graph, {**notes, "served": " ".join(at)}, ()))
+    for trial in tried.trials:
+        if (trial.runtime, trial.precision) == served:
+            return _measured(own, trial, graph, notes, rungs)
     if tried.skipped:
         notes["why"] = tried.skipped[-1].why
-    if not tried.screen:
-        return Result(rungs[-1] if rungs else None, notes, rungs)
-    graph, drops = screened(under_way.job, under_way.bench, under_way.original, tried.recipe)
-    return Result((_predicted(under_way, graph, tried.recipe), lost(drops)), notes, rungs)
+    return Result((own.predicted(graph, proposal), lost(drops)), notes, rungs)
 
 
-def _stopped(under_way: Exploration, sampler: Sampler, recipe: Recipe, rungs: list[tuple[float, float]]) -> str | None:
+def _measured(
+    own: Sampling, trial: Trial, graph: Any, notes: dict[str, Any], rungs: tuple[tuple[float, float], ...]
+) -> Result:
+    forecast = own.uncorrected(graph, (trial.runtime, trial.precision))
+    chance = own.under_way.job.chance(trial)
+    told = {"gain": gained(trial), "chance": chance, "candidate": trial.candidate, "forecast": forecast}
+    return Result((1 / gained(trial), lost((trial.select, *trial.also))), {**notes, **told}, rungs)
+
+
+def _slower(own: Sampling, proposal: Proposal) -> float | None:
+    """How many times slower than the original in its runtime, or than the best free baseline, it is foreseen to be.
+
+    None if it is not: then it is worth trying. What it takes away is built for this, nothing is scored or trained.
+    """
+    graph = own.in_floats({**proposal.picks, **UNTRAINED})
+    changed = graph is not own.under_way.original.graph
+    there = own.forecast_of(graph, own.space.served(proposal.picks)) if changed else 0.0
+    if there > 1:
+        return there
+    cost_in_all = own.predicted(graph, proposal)
+    return cost_in_all if cost_in_all > SLOWER else None
+
+
+def _stopped(own: Sampling, proposal: Proposal, recipe: Recipe, rungs: list[tuple[float, float]]) -> str | None:
     """Climb the cheap rungs; why it ended there, or None if the whole recipe is worth its time."""
-    rungs_below = cheaper_first(recipe)
+    rungs_below, under_way = cheaper_first(recipe), own.under_way
     for rung, cheaper in enumerate(rungs_below):
         under_way.job.show.step(rung, len(rungs_below) + 1, f"a cheaper look: {cheaper.name}")
         graph, drops = screened(under_way.job, under_way.bench, under_way.original, cheaper)
-        own = (_predicted(under_way, graph, recipe), lost(drops))
-        others = [result.rungs[rung] for _, result in sampler.ended() if len(result.rungs) > rung]
-        rungs.append(own)
-        if not promoted(own, others):
+        reached = (own.predicted(graph, proposal), lost(drops))
+        others = [result.rungs[rung] for _, result in own.sampler.ended() if len(result.rungs) > rung]
+        rungs.append(reached)
+        if not promoted(reached, others):
             return (
-                f"{cheaper.name} loses {own[1]:.2g} times what is allowed on select at a predicted cost of "
-                f"{own[0]:.2f}: not among the best third of the {len(others) + 1} that came so far"
+                f"{cheaper.name} loses {reached[1]:.2g} times what is allowed on select at a predicted cost of "
+                f"{reached[0]:.2f}: not among the best third of the {len(others) + 1} that came so far"
             )
     return None
 
@@ -260,45 +405,46 @@ def cheaper_first(recipe: Recipe) -> tuple[Recipe, ...]:
     return (Recipe(cut), *(() if same else (Recipe((*cut, short)),)))
 
 
-def _predicted(under_way: Exploration, graph: Any, recipe: Recipe) -> float:
-    """What the recipe will cost as a share of the best free baseline, before anything is exported."""
-    share = macs(graph) / max(1, macs(under_way.original.graph))
-    fewer_bits = any(method == own for method in recipe.methods for _, own in NUMBERS.values())
-    return share / BITS_GAIN if fewer_bits else share
-
-
-def _precisions(free: Sequence[Trial]) -> tuple[str, ...]:
-    """What the runtimes at hand serve in, the free precisions included."""
-    runtimes = dict.fromkeys(trial.runtime for trial in free)
-    return tuple(
-        precision
-        for precision, able in FORMATS.items()
-        if any(name in able and supported(name, precision) is None for name in runtimes)
-    )
+def _serving(job: Job, free: Sequence[Trial]) -> dict[str, tuple[str, ...]]:
+    """Precision -> the allowed runtimes that serve in it here, in which the model runs."""
+    there = {(trial.runtime, trial.precision) for trial in eligible(free, job.target)}
+    runtimes = {name for name, _ in there}
+    able: dict[str, tuple[str, ...]] = {
+        precision: tuple(
+            name
+            for name in names
+            if ((name, precision) in there if precision in FREE_PRECISIONS else name in runtimes)
+            and supported(name, precision) is None
+        )
+        for precision, names in FORMATS.items()
+    }
+    return {precision: names for precision, names in able.items() if names}
 
 
 def _tell_space(job: Job, space: Space, url: str) -> None:
-    lines = [f"searching {len(all_picks(space.slots)):,} recipes; the trials are kept in {shown(url)}"]
+    lines = [f"searching {len(all_picks(space.slots)):,} candidates; the trials are kept in {shown(url)}"]
     lines += [f"  {row['decision']}: {row['options']} (asked {row['asked']})" for row in space.rows()]
     lines += [f"  left out, {skip.what}: {skip.why}" for skip in space.skipped]
     job.show.note("\n".join(lines))
 
 
-def _adopt(under_way: Exploration, sampler: Sampler, worker: str) -> None:
+def _adopt(own: Sampling) -> None:
     """Where another process found something better, make and measure it here too: times are compared on one machine."""
+    under_way = own.under_way
     likely = [
         (result.notes["gain"], proposal)
-        for proposal, result in sampler.ended()
-        if proposal.worker != worker and result.notes.get("chance", 0.0) >= 0.5
+        for proposal, result in own.sampler.ended()
+        if proposal.worker != own.worker and result.notes.get("chance", 0.0) >= 0.5
     ]
     trials = under_way.trials()
-    own = gained(choose(trials, under_way.job.chance)) if trials else 0.0
-    better = [(gain, proposal.number, proposal) for gain, proposal in likely if gain > own]
+    best = gained(choose(trials, under_way.job.chance)) if trials else 0.0
+    better = [(gain, proposal.number, proposal) for gain, proposal in likely if gain > best]
     if not better:
         return
-    recipe = recipe_of(max(better)[2].picks)
+    picks = max(better)[2].picks
+    recipe = recipe_of(picks)
     under_way.job.show.note(f"another process found {recipe.name}; it is made here too")
-    under_way.unlimited().attempt(recipe)
+    under_way.unlimited().attempt(recipe, only=own.space.served(picks))
 
 
 def _nearest_miss(under_way: Exploration) -> None:

@@ -14,6 +14,7 @@ from trimtab.attribute import attribution, timeline
 from trimtab.compress.build import Built, key
 from trimtab.core import Recipe, Trial
 from trimtab.files import read_json, write_atomic
+from trimtab.forecast import Forecast, served_in_floats, staircase_file
 from trimtab.graph.save import load_graph
 from trimtab.measure.quality import graded, held_against
 from trimtab.measure.verdict import judge
@@ -100,7 +101,12 @@ def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial, more:
         folder=str(job.held.folder),
         recipe=tuple({"method": s.method, "settings": s.settings} for s in (tried.stages if tried else ())),
         data=read_json(job.held.folder / IDENTITY_FILE)["data"],
-        attribution={**more, **_attribution(job, tried, choice), "timeline": timeline(job.held.folder / LOG_FILE)},
+        attribution={
+            **more,
+            **_attribution(job, tried, choice),
+            "staircase": _stairs(job, tried, choice),
+            "timeline": timeline(job.held.folder / LOG_FILE),
+        },
     )
 
 
@@ -115,6 +121,16 @@ def _attribution(job: Job, tried: Tried | None, choice: Trial) -> dict[str, Any]
         return load_graph(job.held.folder / folder)
 
     return attribution(tried.recipe, tried.stages, exported(job, choice), job.task, before)
+
+
+def _stairs(job: Job, tried: Tried | None, choice: Trial) -> list[dict[str, Any]]:
+    """The layers' times at the widths that a search has timed in the chosen runtime; empty if none has."""
+    file = staircase_file(job.held.folder)
+    if tried is None or tried.folder is None or not file.exists():
+        return []
+    original = load_graph(job.held.folder / "original")
+    known = Forecast(original, minimise=job.goal.minimise, target=job.target, file=file, seconds=0)
+    return known.stairs(load_graph(tried.folder), served_in_floats(choice.runtime, choice.precision))
 
 
 def _of(ended: list[Tried], choice: Trial) -> Tried | None:

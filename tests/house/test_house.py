@@ -32,7 +32,7 @@ ORDER = [
     ["artifact"],
     ["search", "diagnose"],
     ["report"],
-    ["attempt", "attribute", "teach"],
+    ["attempt", "attribute", "forecast", "teach"],
     ["explore"],
     ["prove"],
     ["pipeline", "recheck", "watch"],

@@ -185,9 +185,9 @@ def sensitivity() -> list[Evidence]:
 
 
 def staircase() -> list[Evidence]:
-    widths = list(range(8, 129, 8))
+    widths = list(range(5, 101, 5))
     return [
-        {"layer": name, "widths": widths, "ms": [scale * (1 + width // 32) for width in widths], "chosen": 64}
+        {"layer": name, "widths": widths, "ms": [scale * (1 + width // 25) for width in widths], "chosen": 50}
         for name, scale in (("features.3", 0.02), ("features.6", 0.035))
     ]
 

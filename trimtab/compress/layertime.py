@@ -1,17 +1,18 @@
 """Milliseconds of each contraction at narrower widths: measured, of one sample, in eager PyTorch or in a runtime.
 
-Each different shape is timed alone at five widths, all its groups narrowed alike, and read off between them by its
-multiply-accumulates. What lies between contractions is not counted, and a runtime that fuses is faster: these times
-rank layers and widths; what a model takes is measured in its runtime. Cost: some 10 ms for each shape and width in
-eager PyTorch, some seconds in a runtime, whose file has to be written first.
+Each different shape is timed alone at up to five widths, as they are asked for, all its groups narrowed alike, and
+read off between them by its multiply-accumulates. What lies between contractions is not counted, and a runtime that
+fuses is faster: these times rank layers and widths; what a model takes is measured in its runtime. Cost: some 10 ms for
+each shape and width in eager PyTorch, some seconds in a runtime, whose file has to be written first.
 """
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,6 +102,14 @@ def in_runtime(
     return lambda layer: kept(layer.key, lambda: measure(layer))
 
 
+class Point(NamedTuple):
+    """A contraction at one width: its multiply-accumulates, the share of its channels, its time."""
+
+    macs: int
+    share: float
+    ms: float
+
+
 class LayerTimes:
     """The time of every contraction of a graph as a function of the channels that are gone; `clock` times one."""
 
@@ -110,7 +119,8 @@ class LayerTimes:
         self._nodes = {node.name: node for node in sizes.graph.graph.nodes}
         self._groups = {group.name: group.size for group in sizes.groups}
         self._measured: dict[str, float] = {}
-        self._tables: dict[str, tuple[list[int], list[float]]] = {}
+        self._grids: dict[str, dict[int, dict[str, int]]] = {}
+        self._timed: dict[tuple[str, int], float] = {}
         self.contractions = contractions(sizes)
 
     def ms(self, gone: Gone = NOTHING) -> float:
@@ -119,13 +129,35 @@ class LayerTimes:
 
     def of(self, one: Contraction, gone: Gone = NOTHING) -> float:
         """Milliseconds of one contraction."""
-        if one.node not in self._tables:
+        return self.at(one, one.macs(gone))
+
+    def at(self, one: Contraction, macs: int) -> float:
+        """Milliseconds of one contraction narrowed to `macs`; the widths about it are measured."""
+        grid = self._grid(one)
+        sizes = list(grid)
+        place = bisect_left(sizes, macs)
+        near = sizes[place : place + 1] if macs in grid else sizes[max(0, place - 1) : place + 1]
+        return float(np.interp(macs, near, [self._once(one, size) for size in near]))
+
+    def widths(self, one: Contraction) -> list[tuple[int, float]]:
+        """Where one contraction is measured, from narrow to wide: its macs, and the share of its channels."""
+        shares = {
+            macs: min((1 - num / self._groups[name] for name, num in gone.items()), default=1.0)
+            for macs, gone in self._grid(one).items()
+        }
+        return list(shares.items())
+
+    def _once(self, one: Contraction, macs: int) -> float:
+        if (one.node, macs) not in self._timed:
+            self._timed[one.node, macs] = self._time(self._nodes[one.node], self._grid(one)[macs])
+        return self._timed[one.node, macs]
+
+    def _grid(self, one: Contraction) -> dict[int, dict[str, int]]:
+        """The widths that are measured, from narrow to wide, by their multiply-accumulates."""
+        if one.node not in self._grids:
             widths = [self._narrowed(one, share) for share in (SHARES if one.groups() else SHARES[:1])]
-            # From narrow to wide, as reading between them needs.
-            points = {one.macs(width): self._time(self._nodes[one.node], width) for width in reversed(widths)}
-            self._tables[one.node] = list(points), list(points.values())
-        macs, times = self._tables[one.node]
-        return float(np.interp(one.macs(gone), macs, times))
+            self._grids[one.node] = {one.macs(width): width for width in reversed(widths)}
+        return self._grids[one.node]
 
     def _narrowed(self, one: Contraction, share: float) -> dict[str, int]:
         return {name: self._groups[name] - max(1, round(share * self._groups[name])) for name in one.groups()}

@@ -6,7 +6,7 @@ A slot is one decision; some are asked only after others (`Slot.when`). `recipe_
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -47,16 +47,38 @@ NUMBERS: dict[str, tuple[str, Method | None]] = {
 }
 FOR_LINEAR = ("int8d", "int8w", "int4w")
 LINEAR_SHARE = 0.5
+# Of slots: "runtime of" and then a precision, as each has runtimes of its own.
+RUNTIME, PRECISION = "runtime of", "precision of floats"
 # The slots that take something away; what they lose may be recovered by training.
 STRUCTURE = ("channels cut", "low rank", "blocks dropped")
 
 
 @dataclass(frozen=True)
 class Space:
-    """The slots, in the order in which they are filled, and what is left out of them for this model and target."""
+    """The slots, in the order in which they are filled, and what is left out of them for this model and target.
+
+    serving: precision -> the runtimes at hand that have it.
+    """
 
     slots: tuple[Slot, ...]
     skipped: tuple[Skip, ...] = ()
+    serving: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def served(self, picks: Mapping[str, str]) -> tuple[str, Any]:
+        """The runtime and the precision that `picks` are served in."""
+        precision = NUMBERS[picks.get("numbers", FLOATS)][0]
+        names = [option for slot, option in picks.items() if slot.startswith(RUNTIME)]
+        return (names or self.serving[precision])[0], picks.get(PRECISION, precision)
+
+    def served_as(self, picks: Mapping[str, str], runtime: str, precision: str) -> dict[str, str] | None:
+        """`picks` with what serves them changed; None if the space does not have it."""
+        changed = {slot: option for slot, option in picks.items() if slot != PRECISION}
+        changed |= {slot: runtime for slot in picks if slot.startswith(RUNTIME)}
+        named = {slot.name: slot for slot in self.slots}
+        if PRECISION in named and named[PRECISION].asked(changed):
+            changed[PRECISION] = precision
+        there = all(option in named[slot].options for slot, option in changed.items())
+        return changed if there and self.served(changed) == (runtime, precision) else None
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each slot, for people."""
@@ -103,8 +125,8 @@ def default_picks() -> tuple[dict[str, str], ...]:
     )
 
 
-def space_of(graph: GraphModule, precisions: Collection[str]) -> Space:
-    """What can be done to `graph`, where the runtimes at hand have `precisions`.
+def space_of(graph: GraphModule, serving: Mapping[str, tuple[str, ...]]) -> Space:
+    """What can be done to `graph`, and in which of the runtimes at hand; `serving`: precision -> those that have it.
 
     The slots never depend on data, so that every process of a shared search has the same.
     """
@@ -133,17 +155,31 @@ def space_of(graph: GraphModule, precisions: Collection[str]) -> Space:
     changed = tuple((slot.name, slot.options[1:]) for slot in slots if slot.name in STRUCTURE)
     if changed:
         slots.append(Slot("epochs of recovery", EPOCHS, ordered=True, when=changed))
-    numbers, left_out = _numbers(graph, precisions)
-    return Space((*slots, Slot("numbers", numbers)), (*skipped, *left_out))
+    numbers, left_out = _numbers(graph, serving)
+    return Space((*slots, Slot("numbers", numbers), *_serving(numbers, serving)), (*skipped, *left_out), serving)
 
 
-def _numbers(graph: GraphModule, precisions: Collection[str]) -> tuple[tuple[str, ...], list[Skip]]:
+def _serving(numbers: tuple[str, ...], serving: Mapping[str, tuple[str, ...]]) -> list[Slot]:
+    """Where there is a choice: the runtime of each kind of numbers, and the precision of what stays in floats."""
+    slots: list[Slot] = []
+    for precision in dict.fromkeys(NUMBERS[name][0] for name in numbers):
+        own = tuple(name for name in numbers if NUMBERS[name][0] == precision)
+        if len(runtimes := serving[precision]) > 1:
+            kind = FLOATS if own == (FLOATS,) else precision
+            slots.append(Slot(f"{RUNTIME} {kind}", runtimes, when=(("numbers", own),)))
+    if both := tuple(name for name in serving["fp32"] if name in serving.get("bf16", ())):
+        chosen = (f"{RUNTIME} {FLOATS}", both) if len(serving["fp32"]) > 1 else ("numbers", (FLOATS,))
+        slots.append(Slot(PRECISION, ("fp32", "bf16"), when=(chosen,)))
+    return slots
+
+
+def _numbers(graph: GraphModule, serving: Collection[str]) -> tuple[tuple[str, ...], list[Skip]]:
     macs = macs_of_nodes(graph)
     targets = {node.name: str(node.target) for node in graph.graph.nodes}
     linear = sum(own for node, own in macs.items() if "linear" in targets[node] or "mm" in targets[node])
     kept, skipped = [], []
     for name, (precision, _) in NUMBERS.items():
-        if precision not in precisions:
+        if precision not in serving:
             skipped.append(Skip(name, f"no runtime at hand has {precision}"))
         elif precision in FOR_LINEAR and linear < LINEAR_SHARE * sum(macs.values()):
             skipped.append(Skip(name, "it is for linear layers, which are less than half of this model"))

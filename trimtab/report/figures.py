@@ -131,7 +131,8 @@ def staircase(evidence: Evidence) -> str:
         "staircase",
         "Time against width",
         figure("staircase-plot", f"Measured time of {names} at each width that was measured"),
-        "Measured in the chosen runtime on this machine; a ring marks the width that was chosen.",
+        "Measured in the chosen runtime on this machine, in floating point; a ring marks the measured width that is "
+        "nearest to the chosen one.",
     )
 
 

@@ -110,7 +110,7 @@
       { type: "scatter", mode: "lines+markers", name: s.layer, x: s.widths, y: s.ms, line: { color: shades[i % 6], width: 1.6, shape: "hv" }, marker: { size: 4 } },
       { type: "scatter", mode: "markers", showlegend: false, x: [s.chosen], y: [s.ms[s.widths.indexOf(s.chosen)]], marker: { size: 13, symbol: "circle-open", color: shades[i % 6], line: { width: 2 } }, hoverinfo: "skip" },
     ]);
-    return [traces, layout(c, { xaxis: { ...axis(c), title: title("width") }, yaxis: { ...axis(c), title: title("ms"), rangemode: "tozero" } })];
+    return [traces, layout(c, { xaxis: { ...axis(c), title: title("channels, % of the original's") }, yaxis: { ...axis(c), title: title("ms"), rangemode: "tozero" } })];
   };
 
   const timeline = (c) => {

@@ -27,6 +27,7 @@ from trimtab.errors import RunError
 STORAGE_FILE = "trials.db"
 STUDY = "trimtab"
 IDENTITY, READY, WORKER = "identity", "ready", "worker"
+BESIDE = "beside"  # of what became known beside a proposal
 STARTUP = 10
 AS_BEFORE = 3  # proposals that were tried already, before one is drawn from what was not
 WAIT_S, POLL_S, SQLITE_S = 30.0, 0.2, 60.0
@@ -123,10 +124,30 @@ class Sampler:
     def tell(self, proposal: Proposal, result: Result) -> None:
         """Commit how a candidate ended."""
         with self._reached():
-            values = None
-            if result.costs is not None:
-                values = (result.costs[0], min(max(result.costs[1], LEAST_LOST), MOST_LOST))
+            values = None if result.costs is None else _within(result.costs)
             self._end(proposal.number, values, {**result.notes, "rungs": [list(point) for point in result.rungs]})
+
+    def learn(self, picks: Mapping[str, str], result: Result) -> None:
+        """Keep what became known beside a proposal; if it was known already, nothing happens."""
+        import optuna
+
+        with self._reached():
+            if self._twin(-1, picks) is None and result.costs is not None:
+                ranges: dict[str, Any] = {
+                    slot.name: optuna.distributions.IntDistribution(0, len(slot.options) - 1)
+                    if slot.ordered
+                    else optuna.distributions.CategoricalDistribution(slot.options)
+                    for slot in self._slots
+                    if slot.name in picks
+                }
+                self._study.add_trial(
+                    optuna.trial.create_trial(
+                        params=self._params(picks),
+                        distributions=ranges,
+                        values=_within(result.costs),
+                        user_attrs={**result.notes, BESIDE: True, WORKER: self._worker},
+                    )
+                )
 
     def ended(self) -> list[tuple[Proposal, Result]]:
         """Every candidate that has ended, of all processes, in the order of their numbers; repetitions are left out."""
@@ -259,6 +280,10 @@ class Sampler:
                 "'psycopg[binary]', with an address that begins with postgresql+psycopg://). Then give the same "
                 "command again: what had ended is kept."
             ) from error
+
+
+def _within(costs: tuple[float, float]) -> tuple[float, float]:
+    return costs[0], min(max(costs[1], LEAST_LOST), MOST_LOST)
 
 
 def _opened(url: str) -> tuple[Any, bool]:
