@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import GraphModule
 
@@ -28,6 +29,7 @@ from trimtab.core import (
     Tools,
     Trial,
 )
+from trimtab.diagnose.examine import hopeless
 from trimtab.errors import MetricError, PlanError, RunError, RuntimeFailed
 from trimtab.files import write_atomic
 from trimtab.graph.capture import capture
@@ -155,14 +157,18 @@ def shrink(model: nn.Module, task: Task, method: Method, folder: Path | None, sh
 def bench_of(job: Job, original: Built) -> Bench:
     """The original's scores on `select`, in eager fp32, which every trial is held against.
 
-    What they show that no trial could prove is told now, before any is made.
+    What they show that no trial could prove, and whether anything is predicted to gain at all, is told now, before any
+    is made.
 
     Raises:
         RunError: the run was begun on another machine.
     """
     _require_machine(job.held)
     reference = _graded(job.task, job.goal, original)
-    for warning in unprovable(job.task, job.goal, reference, job.task.select):
+    num = job.target.batch_size
+    batch = job.task.select.batch(torch.arange(num) % len(job.task.select)).inputs
+    unmet = job.held.once("unmet", lambda: list(hopeless(original.graph, batch, job.target, job.goal)), list[str])
+    for warning in (*unprovable(job.task, job.goal, reference, job.task.select), *unmet):
         job.show.warn(warning)
         job.held.log(f"warning: {warning}")
     return Bench(job.task, job.target, job.goal, reference)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 import trimtab as tt
 from tests import small
 from trimtab.core import Skip
-from trimtab.diagnose.examine import Examination, examine
+from trimtab.diagnose.examine import Examination, examine, hopeless
 from trimtab.diagnose.families import Family
+from trimtab.graph.capture import capture
 from trimtab.report.examined import examined, reasons
 
 
@@ -152,3 +153,17 @@ def test_a_run_that_was_measured_elsewhere_is_not_gone_on_with(tmp_path: Path) -
         write_json(tmp_path / "run" / "machine.json", read_json(tmp_path / "run" / "machine.json") | {"cores": 96})
         with pytest.raises(RunError, match=r"96 cores, and this is .* Go on where it began"):
             bench_of(job, built)
+
+
+def test_a_goal_that_nothing_reaches_is_told_and_one_that_something_does_is_not() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU(), nn.Flatten())
+    batch = (torch.randn(2, 1, 12, 12),)
+    graph = capture(module.eval(), batch)
+    target = tt.Target(runtimes=("eager",))
+    told = hopeless(graph, batch, target, tt.Goal("latency_ms"))
+    assert len(told) == 1
+    assert "no family of methods is predicted to gain more than" in told[0]
+    wide = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    graph = capture(wide.eval(), (torch.randn(2, 64),))
+    assert hopeless(graph, (torch.randn(2, 64),), target, tt.Goal("size_bytes")) == ()
+    assert hopeless(graph, (torch.randn(2, 64),), target, tt.Goal("memory_bytes")) == ()

@@ -42,6 +42,7 @@ SLOW_TO_EXPORT = ("inductor",)
 ANSWER_S, CHUNK = 6.0, 16
 STEPS_S = 3.0
 STEPS, STEP_SAMPLES, RACE_S, BIG_IMBALANCE, LARGE_VALUE = 4, 8, 10.0, 10, 30.0
+PREDICTED = ("latency_ms", "size_bytes")
 ADAM_COPIES = 4  # weights, gradients and two moments
 
 
@@ -130,7 +131,7 @@ def examine(
         report("what can be proven")
         few, answers = _answers(graph, task)
         warnings += unprovable(task, goal, graded(task, goal, answers, few), few)
-    warnings += _hopeless(could, goal)
+    warnings += _unmet(could, goal)
     report("cost of a search")
     return Examination(
         task.name, machine, data, problems, warnings, num_parameters(graph), macs(graph), _operations(graph), best,
@@ -189,15 +190,33 @@ def _data(task: Task) -> tuple[dict[str, Any], tuple[str, ...]]:
     return found, tuple(odd)
 
 
-def _hopeless(could: tuple[Family, ...], goal: Goal) -> tuple[str, ...]:
+def hopeless(graph: GraphModule, batch: tuple[torch.Tensor, ...], target: Target, goal: Goal) -> tuple[str, ...]:
+    """The warning that nothing is predicted to reach the goal, or none; some seconds.
+
+    Args:
+        graph: captured, with weights of 32 bits.
+        batch: of as many samples as the target takes at once, [B, ...] each.
+        target: where it will run.
+        goal: what is minimised.
+    """
+    if goal.minimise not in PREDICTED:
+        return ()
+    places = roofline(graph, batch, peaks(threads=target.threads), threads=target.threads)
+    return _unmet(families(graph, places, target, stamp()["features"]), goal)
+
+
+def _unmet(could: tuple[Family, ...], goal: Goal) -> tuple[str, ...]:
     """Whether nothing that applies reaches what is minimised."""
-    if goal.minimise == "memory_bytes":
+    if goal.minimise not in PREDICTED:
         return ()
     of = [family.latency if goal.minimise == "latency_ms" else family.size for family in could]
     most = max((gain[1] for gain in of if gain), default=1.0)
     if most >= 1.05:
         return ()
-    return (f"no family of methods is predicted to gain more than {most:.2f}x in {goal.minimise}: see why below",)
+    return (
+        f"no family of methods is predicted to gain more than {most:.2f}x in {goal.minimise}: trimtab doctor "
+        "tells why; allow more runtimes, or minimise something else",
+    )
 
 
 def _intakes(graph: GraphModule, allowed: dict[str, Runtime], target: Target, *, until: float) -> tuple[Intake, ...]:
