@@ -111,3 +111,22 @@ def test_picks_are_filled_up_or_refused() -> None:
     assert filled(SLOTS, {}) == {"cut": "-", "numbers": "floats"}
     assert filled(SLOTS, {"how": "even"}) is None, "it is not asked there"
     assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_tables_that_another_process_makes_at_the_same_moment_are_waited_for(tmp_path: Path, monkeypatch) -> None:
+    import optuna
+    from sqlalchemy.exc import IntegrityError
+
+    made = []
+
+    class Racing(optuna.storages.RDBStorage):
+        def __init__(self, url, **settings) -> None:
+            made.append(url)
+            if len(made) < 3:
+                raise IntegrityError("CREATE TABLE", {}, Exception("duplicate key value"))
+            super().__init__(url, **settings)
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", Racing)
+    monkeypatch.setattr("trimtab.search.sampler.time.sleep", lambda _: None)
+    assert sampler(tmp_path).ask() is not None
+    assert len(made) == 3

@@ -29,6 +29,7 @@ STUDY = "trimtab"
 IDENTITY, READY, WORKER = "identity", "ready", "worker"
 BESIDE = "beside"  # of what became known beside a proposal
 STARTUP = 10
+TABLES_TRIES = 5
 AS_BEFORE = 3  # proposals that were tried already, before one is drawn from what was not
 WAIT_S, POLL_S, SQLITE_S = 30.0, 0.2, 60.0
 # beyond these a candidate's quality is of no interest
@@ -292,11 +293,24 @@ def _opened(url: str) -> tuple[Any, bool]:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it reports every trial otherwise, as we do
     options = {"connect_args": {"timeout": SQLITE_S}} if url.startswith("sqlite") else {}
-    storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+    storage = _storage(url, options)
     try:
         return optuna.create_study(storage=storage, study_name=STUDY, directions=["minimize", "minimize"]), True
     except optuna.exceptions.DuplicatedStudyError:
         return optuna.load_study(storage=storage, study_name=STUDY), False
+
+
+def _storage(url: str, options: dict[str, Any]) -> Any:
+    """The storage, with its tables; two processes that make them at the same moment hinder each other (PostgreSQL)."""
+    import optuna
+    import sqlalchemy.exc
+
+    for _ in range(TABLES_TRIES):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+            time.sleep(1)
+    return optuna.storages.RDBStorage(url, engine_kwargs=options)
 
 
 def _require_same(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
