@@ -12,9 +12,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
+from torch.nn import functional
 
+from tests.compress.test_quantize import task_of
 from tests.nets import net
 from tests.runtimes.quantized import quantized_graph
+from trimtab.compress.quantize import Quantize
+from trimtab.core import Tools
 from trimtab.errors import RuntimeFailed
 from trimtab.graph.capture import capture
 from trimtab.runtimes import onnxfile
@@ -137,3 +141,41 @@ def test_a_bias_too_large_for_int32_stays_as_it_is() -> None:
     onnxfile.integer_biases_(graph)
     assert "b" in {t.name for t in graph.initializer}
     assert graph.node[-1].input[2] == "b"
+
+
+class Padded(nn.Module):
+    """Convolutions that read what zeros were put around, unevenly as TensorFlow does; the last around other values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=2)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.third = nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(functional.pad(x, (0, 1, 0, 1))).relu()
+        wide = functional.pad(x, (2, 1, 0, 1))
+        x = self.second(wide) + wide.mean((2, 3), keepdim=True)  # two read it: it stays
+        x = self.third(functional.pad(x, (1, 1, 1, 1), value=0.5))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_zeros_around_become_the_padding_of_a_convolution(integers: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 3, 16, 16)
+    task = task_of(x)
+    graph = capture(Padded().eval(), (x[:2],))
+    if integers:
+        method = Quantize(samples=32, most_error=None)
+        graph = method.apply(graph, method.plan(graph, task), Tools(task=task))
+    model = onnx_model(graph)
+    onnx.checker.check_model(model, full_check=True)
+    pads = [list(a.ints) for n in model.graph.node for a in n.attribute if n.op_type == "Conv" and a.name == "pads"]
+    assert [0, 0, 1, 1] in pads
+    assert sum(node.op_type == "Pad" for node in model.graph.node) == 2
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x[:8].numpy()})
+    want = graph(x[:8]).detach().numpy()
+    assert np.abs(found - want).max() <= (0.02 if integers else 1e-4) * np.abs(want).max()

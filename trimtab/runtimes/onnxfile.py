@@ -1,14 +1,16 @@
 """A graph as one ONNX file: opset 20 (21 for packed weights), dynamic batch, int8 weights stored as int8.
 
-PyTorch's exporter writes our quantize operations as QuantizeLinear and DequantizeLinear already. Three things are
+PyTorch's exporter writes our quantize operations as QuantizeLinear and DequantizeLinear already. Four things are
 mended afterwards: biases of quantized layers become int32 (without that ONNX Runtime leaves the last layer in fp32),
-global means become GlobalAveragePool (which has an int8 kernel, and keeps blocked layouts), and the exporter's
-notes (source lines and paths of this machine, a third of a small file) go.
+global means become GlobalAveragePool (which has an int8 kernel, and keeps blocked layouts), zeros around what a
+convolution reads become its own padding (TensorFlow's uneven one comes as a Pad, which runs in fp32), and the
+exporter's notes (source lines and paths of this machine, a third of a small file) go.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 OPSET, PACKED_OPSET = 20, 21  # 4 bits and blocks came with 21
 INT32_MAX = 2**31 - 1
+QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 SAME_SCALE = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "MaxPool")
 
 
@@ -60,6 +63,7 @@ def onnx_model(graph: GraphModule, *, packed: Callable[[ModelProto], None] = pac
         packed(model)
     integer_biases_(model.graph)
     global_pools_(model.graph)
+    padded_convolutions_(model.graph)
     strip_notes_(model)
     return model
 
@@ -127,6 +131,51 @@ def global_pools_(graph: GraphProto) -> None:
             del node.input[1:]
             del node.attribute[:]
     drop_unused_(graph)
+
+
+def padded_convolutions_(graph: GraphProto) -> None:
+    """Let a convolution pad by itself what a Pad put zeros around, quantized in between or not; zero stays zero."""
+    from onnx import helper
+
+    makers = {name: node for node in graph.node for name in node.output}
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(output.name for output in graph.output)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in list(graph.node):
+        own = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type != "Conv" or ("auto_pad" in own and own["auto_pad"].s != b"NOTSET"):
+            continue
+        reads, value = node, node.input[0]
+        while (made := makers.get(value)) and readers[value] == 1 and made.op_type in QUANTIZING:
+            reads, value = made, made.input[0]
+        zeros = _zeros_around(made, constants) if made and readers[value] == 1 else None
+        if made is None or zeros is None:
+            continue
+        before = list(own["pads"].ints) if "pads" in own else [0] * len(zeros)
+        if "pads" in own:
+            node.attribute.remove(own["pads"])
+        node.attribute.append(helper.make_attribute("pads", [a + b for a, b in zip(before, zeros, strict=True)]))
+        reads.input[0] = made.input[0]
+        graph.node.remove(made)
+    drop_unused_(graph)
+
+
+def _zeros_around(node: NodeProto, constants: Mapping[str, TensorProto]) -> list[int] | None:
+    """How many zeros a Pad puts before, then after each spatial dim; None if it is another operation, or pads else."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    told = list(node.input[1:])
+    if node.op_type != "Pad" or len(told) > 2 or any(name and name not in constants for name in told):
+        return None
+    modes = [attribute.s for attribute in node.attribute if attribute.name == "mode"]
+    values = [numpy_helper.to_array(constants[name]) for name in told if name]
+    if modes not in ([], [b"constant"]) or np.any(values[1:]) or np.any(values[0] < 0):
+        return None
+    pads = [int(number) for number in values[0]]
+    half = len(pads) // 2
+    outside = pads[:2] + pads[half : half + 2]
+    return None if any(outside) else pads[2:half] + pads[half + 2 :]
 
 
 def drop_unused_(graph: GraphProto) -> None:
