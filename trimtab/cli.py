@@ -68,6 +68,7 @@ class TrainPrecision(str, Enum):  # noqa: UP042 - typer shows the values of a st
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+    fp8 = "fp8"
 
 
 @app.callback()

@@ -103,7 +103,8 @@ class Fit:
     optimizer: a name in `trimtab.optim.OPTIMIZERS`, or settings such as `Lion(lr=1e-4)`. lr, weight_decay: None: the
     optimizer's own. schedule: a name in `trimtab.train.schedule.SCHEDULES`; None: the one that the optimizer wants.
     One that wants all data at once takes it in batches of `batch_size`, and an epoch is one step.
-    precision: of the forward pass; "auto" times bf16 against fp32. compile: by torch.compile.
+    precision: of the forward pass; "auto" times bf16 against fp32; "fp8" is emulated (`train/fp8.py`).
+    compile: by torch.compile.
     accumulate: the parts that each batch is cut into, to need less memory; the gradient stays the batch's own.
     recompute: keep blocks' inputs alone and run them again in the backward pass, to need less memory: True for all,
     or how much a step may keep for its backward pass, as a fraction of what it would (0.5) or in bytes (2e9).
@@ -120,7 +121,7 @@ class Fit:
     weight_decay: float | None = None
     warmup: float = 0.1
     seed: int = 0
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
     compile: bool = False
     accumulate: int = 1
     recompute: float = False
@@ -143,10 +144,14 @@ class Fit:
             )
         if self.clip is not None and not self.clip > 0:
             raise TaskError(f"Fit(clip={self.clip:g}) is the largest norm of a gradient: give more than 0, e.g. 1.")
-        if self.precision not in ("auto", "fp32", "bf16", "fp16") or self.nan not in ("stop", "skip"):
+        if self.precision not in ("auto", "fp32", "bf16", "fp16", "fp8") or self.nan not in ("stop", "skip"):
             raise TaskError(
-                "Fit takes precision 'auto', 'fp32', 'bf16' or 'fp16', and nan 'stop' or 'skip'; got "
+                "Fit takes precision 'auto', 'fp32', 'bf16', 'fp16' or 'fp8', and nan 'stop' or 'skip'; got "
                 f"{self.precision!r} and {self.nan!r}."
+            )
+        if self.precision == "fp8" and self.compile:
+            raise TaskError(
+                "Fit(precision='fp8') is emulated, to see what it does, and cannot be compiled: leave one out."
             )
         if self.recompute < 0:
             raise TaskError(f"Fit(recompute={self.recompute:g}) is a budget of memory: give bytes, or a fraction.")

@@ -123,7 +123,7 @@ def test_a_run_in_which_every_batch_is_left_out_stops():
         ({"accumulate": 0}, "cuts a batch of 128 into parts: give 1 to 128"),
         ({"accumulate": 129}, "give 1 to 128"),
         ({"clip": 0}, "the largest norm of a gradient: give more than 0"),
-        ({"precision": "int8"}, "takes precision 'auto', 'fp32', 'bf16' or 'fp16'"),
+        ({"precision": "int8"}, "takes precision 'auto', 'fp32', 'bf16', 'fp16' or 'fp8'"),
         ({"nan": "ignore"}, "nan 'stop' or 'skip'; got"),
         ({"ema": 1.0}, r"Fit\(ema=1\) is out of range"),
         ({"tail": 1.5}, r"Fit\(tail=1.5\) is out of range"),

@@ -104,3 +104,19 @@ def test_a_layout_that_the_user_chose_is_left_alone():
     model.to(memory_format=torch.channels_last)
     assert not channels_last_(model, (x,))
     assert not model.stem[0].weight.is_contiguous()
+
+
+def test_each_precision_computes_in_what_it_is_called():
+    x, weight = torch.randn(4, 8), torch.randn(3, 8)
+    exact = {}
+    for name, dtype in (
+        ("fp32", torch.float32),
+        ("bf16", torch.bfloat16),
+        ("fp16", torch.float16),
+        ("fp8", torch.float32),
+    ):
+        with autocast(name):
+            exact[name] = torch.nn.functional.linear(x, weight)
+        assert exact[name].dtype == dtype
+    apart = [float((exact[name].float() - exact["fp32"]).abs().max()) for name in ("fp16", "bf16", "fp8")]
+    assert 0 < apart[0] < apart[1] < apart[2] < 1

@@ -425,10 +425,12 @@ def _refuse_pairs(settings: Fit, chosen: Optimizer, objective: Objective | None)
             f"Fit(prune_samples={settings.prune_samples:g}) leaves samples out by their loss in the task's sense, and "
             f"{other}: leave it out."
         )
-    if chosen.full_batch and (settings.clip or settings.nan == "skip" or settings.precision == "fp16" or averages):
+    if chosen.full_batch and (
+        settings.clip or settings.nan == "skip" or settings.precision in ("fp16", "fp8") or averages
+    ):
         raise TaskError(
-            f"{name} searches along a line on all data; clip, nan='skip', precision='fp16', ema and tail are for steps "
-            "on batches, and one was given: leave them out, or take another optimizer."
+            f"{name} searches along a line on all data; clip, nan='skip', precision='fp16' or 'fp8', ema and tail are "
+            "for steps on batches, and one was given: leave them out, or take another optimizer."
         )
     if chosen.schedule == "constant" and not chosen.full_batch and averages:
         raise TaskError(f"{name} averages the weights by itself: leave ema and tail out, or take another optimizer.")

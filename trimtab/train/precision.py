@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.tasks.check import evaluating
+from trimtab.train.fp8 import Fp8
 
 MIN_GAIN = 1.05
 # A 1 x 1 convolution of fewer channels must not train in channels last: see `breaks_in_channels_last`.
@@ -47,9 +48,12 @@ def pick_precision(model: nn.Module, inputs: tuple[Tensor, ...]) -> Literal["fp3
 
 def autocast(precision: str) -> contextlib.AbstractContextManager[Any]:
     """The context that a forward pass in `precision` needs."""
+    if precision == "fp8":
+        return Fp8()
     if precision == "fp32" and not torch.is_autocast_enabled("cpu"):
         return contextlib.nullcontext()  # entering and leaving one that does nothing costs 1 % of a short step
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast("cpu", dtype=dtype, enabled=precision in ("bf16", "fp16"))
 
 
 def channels_last_(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
