@@ -324,7 +324,7 @@ def write(cells: Cells) -> None:
     if not problems:
         raise SystemExit("No problem has been run with every optimizer yet; nothing is written.")
     pages = ROOT / "docs/benchmarks"
-    picture = plot(profile(cells, problems), pages / "optimizers.svg")
+    picture = len(problems) > 1 and plot(profile(cells, problems), pages / "optimizers.svg")
     (pages / "optimizers.md").write_text(text_of(cells, problems, picture=picture), encoding="utf-8")
     results = ROOT / f"benchmarks/results/optimizers_cpu_{datetime.date.today().isoformat()}.md"
     results.write_text(text_of(cells, problems, picture=False), encoding="utf-8")
