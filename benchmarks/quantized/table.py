@@ -125,8 +125,8 @@ def page(rows: list[Row], source: str) -> list[str]:
     if races:
         lines += ["", "| model | runtime | trimtab's file | best rival's file | trimtab is faster by | within 3 % |"]
         lines += ["|---" * 6 + "|", *races]
-    lines += ["", "Not measured yet, for want of time on this machine:", ""]
-    lines += [f"* {model}: {', '.join(missing(model, here))}" for model, here in models.items()]
+    absent = [f"* {model}: {', '.join(names)}" for model, here in models.items() if (names := missing(model, here))]
+    lines += ["", "Not measured yet, for want of time on this machine:", "", *absent] if absent else []
     link = f"[{source}](../../benchmarks/results/{source})"
     return [*lines, "", f"Conditions, every setting, sizes and seconds: {link}. Made by `scripts/bench quantize`."]
 
@@ -135,7 +135,7 @@ def missing(model: str, rows: list[Row]) -> list[str]:
     """What of a model has no cell, or no latency where it should have one."""
     there = {place_of(row) for row in rows}
     cells = [f"{cell.name} ({cell.runtime})" for cell in cells_of(model) if (cell.name, cell.runtime) not in there]
-    return cells + (["latencies"] if not any(row["times"] for row in rows) else []) or ["nothing"]
+    return cells + (["latencies"] if not any(row["times"] for row in rows) else [])
 
 
 def sides_of(rows: list[Row]) -> tuple[list[Row], list[Row]]:
