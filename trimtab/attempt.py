@@ -44,14 +44,13 @@ from trimtab.runtimes import RUNTIMES, supported
 from trimtab.runtimes.coverage import coverage, fallbacks
 from trimtab.runtimes.evaluate import Exported, export_checked
 from trimtab.runtimes.trial import Bench, arrays, try_free, try_one
-from trimtab.search.space import SURE, best_free, candidates, eligible, unrecovered, worth_trying
+from trimtab.search.space import FREE_PRECISIONS, SURE, best_free, candidates, eligible, unrecovered, worth_trying
 from trimtab.search.study import Study
 from trimtab.train.loop import fit, predict, score
 from trimtab.train.precision import pick_precision
 
 FAILURES = "failures"
 HOPELESS = 0.05
-FREE_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from trimtab.attempt import FREE_PRECISIONS, HOPELESS, Job, Tried, attempt, built_graph, failed, screened
+from trimtab.attempt import HOPELESS, Job, Tried, attempt, built_graph, failed, screened
 from trimtab.compress.build import Built, key
 from trimtab.compress.distill import Distill
 from trimtab.compress.recipes import FLOATS, LR, NONE, SHORT, Space, default_picks, default_recipes, recipe_of, space_of
@@ -28,7 +28,7 @@ from trimtab.search.clock import Clock
 from trimtab.search.ending import lost
 from trimtab.search.halving import promoted
 from trimtab.search.sampler import BESIDE, Proposal, Result, Sampler, all_picks, local, missing, shown
-from trimtab.search.space import LEARNING, best_free, choose, cost, eligible, gained, unrecovered
+from trimtab.search.space import FREE_PRECISIONS, LEARNING, best_free, choose, cost, eligible, gained, unrecovered
 
 # What numbers of fewer bits may gain at most, where nothing was measured yet: a guess that only ranks.
 BITS_GAIN = 2.0

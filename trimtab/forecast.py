@@ -24,10 +24,10 @@ from trimtab.graph.dims import groups
 from trimtab.graph.fold import fold_batchnorm, fold_weights
 from trimtab.measure.machine import stamp
 from trimtab.runtimes.alone import described
+from trimtab.search.space import FREE_PRECISIONS
 from trimtab.search.staircase import Staircase, predicted_ms
 
 STAIRCASE_FILE = "staircase.db"
-FLOATS: tuple[Precision, ...] = ("fp32", "bf16")
 Served = tuple[str, Precision]
 
 
@@ -38,7 +38,7 @@ def staircase_file(run: Path) -> Path:
 
 def served_in_floats(runtime: str, precision: Precision) -> Served:
     """Where the floats of what is served so are timed."""
-    return runtime, precision if precision in FLOATS else "fp32"
+    return runtime, precision if precision in FREE_PRECISIONS else "fp32"
 
 
 class _Late(Exception):

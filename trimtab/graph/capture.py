@@ -67,7 +67,7 @@ def capture(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModul
         with _quiet(), torch.no_grad():
             exported = torch.export.export(_Call(original), inputs, dynamic_shapes=(shapes,), strict=False)
             raw = exported.module(check_guards=False)
-    except Exception as error:
+    except Exception as error:  # the user's forward may raise anything, and so may the exporter
         raise _capture_error(module, error) from error
     return _own(raw, inputs)
 

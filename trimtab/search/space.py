@@ -11,9 +11,10 @@ RISK = 0.2
 # From this chance on, training to recover quality is not worth its time.
 SURE = 0.95
 LEARNING = ("distill", "fine-tune")
-# The precisions that a method brings about; the others are a matter of how a graph is served.
+# The precisions that are a matter of how a graph is served; a method brings the others about.
+FREE_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 QUANTIZED: tuple[Precision, ...] = tuple(
-    precision for precision in get_args(Precision) if precision not in ("fp32", "bf16")
+    precision for precision in get_args(Precision) if precision not in FREE_PRECISIONS
 )
 SLOW, SLOW_INTEGERS, SLOW_TRIAL = 1.25, 1.5, 1.1
 
