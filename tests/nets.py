@@ -90,10 +90,28 @@ class Twins(nn.Module):
         return self.head(x)
 
 
+class EncoderBlock(nn.Module):
+    """[B, 6, 16] -> [B, 6, 16]: attention and a feed-forward net, each with a residual and a norm after it."""
+
+    def __init__(self, width: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.mix = (nn.Linear(width, width) for _ in range(4))
+        self.wide, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.first, self.last = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, d = x.shape
+        parts = (one(x).view(b, t, self.heads, -1).transpose(1, 2) for one in (self.query, self.key, self.value))
+        mixed = nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(b, t, d)
+        x = self.first(x + self.mix(mixed))
+        return self.last(x + self.narrow(nn.functional.gelu(self.wide(x))))
+
+
 NETS = {"mlp": (MLP, (16,)), "conv": (ConvNet, (1, 12, 12)), "resnet": (ResNetLike, (3, 16, 16))}
 
 # Of one kind: not run through every test.
-OTHERS = {"twins": (Twins, (16,))}
+OTHERS = {"twins": (Twins, (16,)), "encoder": (EncoderBlock, (6, 16))}
 
 
 def net(name: str, *, seed: int = 0) -> tuple[nn.Module, Tensor]:

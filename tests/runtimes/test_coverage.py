@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from trimtab.graph.capture import capture
 from trimtab.graph.packed import precision_of
 from trimtab.runtimes import RUNTIMES
 from trimtab.runtimes.coverage import Coverage, coverage, fallbacks, num_quantized
+from trimtab.runtimes.inductor import FILE
 
 
 def made(method: Method, module: nn.Module, x: torch.Tensor) -> GraphModule:
@@ -58,6 +61,18 @@ def test_inductor_runs_linear_layers_on_integers(tmp_path: Path) -> None:
     found, precision = covered(graph, "inductor", tmp_path)
     assert found == Coverage("inductor", {"qlinear_pointwise_tensor": 2}, {})
     assert fallbacks(graph, found, precision) == ()
+
+
+@pytest.mark.slow
+def test_inductor_runs_an_encoder_on_integers_and_fuses_what_follows_its_layers(tmp_path: Path) -> None:
+    graph = made(Quantize(samples=64), *net("encoder"))
+    found, precision = covered(graph, "inductor", tmp_path)
+    # q, k, v and the layer before the activation, which is fused into it; both layers before a residual sum
+    assert found == Coverage("inductor", {"qlinear_pointwise_tensor": 4, "qlinear_pointwise_binary_tensor": 2}, {})
+    assert fallbacks(graph, found, precision) == ()
+    with zipfile.ZipFile(tmp_path / FILE) as package:
+        code = "".join(package.read(name).decode() for name in package.namelist() if name.endswith(".cpp"))
+    assert len(re.findall(r'qlinear_pointwise_tensor\(.*"gelu"', code)) == 1
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import importlib
 import torch
 from torch.fx import GraphModule, Node
 
+from trimtab.compress.points import rounded_readers
 from trimtab.compress.scales import ActivationScale, BiasShift, WeightScale, levels
 from trimtab.graph.capture import get_tensor, set_tensor_, without_unread_
 from trimtab.graph.shapes import refresh_shapes_
@@ -28,8 +29,9 @@ def emitted(
     """A copy of a folded and equalized graph with the plan's integers in it."""
     quantized = copy.deepcopy(graph)
     nodes = {node.name: node for node in quantized.graph.nodes}
+    readers = rounded_readers(quantized.graph, {activation.node for activation in activations})
     for activation in activations:
-        _quantize_activation_(quantized, nodes[activation.node], activation)
+        _quantize_activation_(quantized, nodes[activation.node], activation, readers[activation.node])
     for weight in weights:
         _quantize_weight_(quantized, nodes[weight.layer], weight)
     for shift in biases:
@@ -44,13 +46,14 @@ def bias_name(layer: str) -> str:
     return f"{layer}_shifted_bias"
 
 
-def _quantize_activation_(graph: GraphModule, node: Node, scale: ActivationScale) -> None:
+def _quantize_activation_(graph: GraphModule, node: Node, scale: ActivationScale, readers: list[Node]) -> None:
     limits = (scale.scale, scale.zero_point, 0, 255, torch.uint8)
     with graph.graph.inserting_after(node):
         rounded = graph.graph.call_function(integer.quantize_per_tensor.default, (node, *limits))
     with graph.graph.inserting_after(rounded):
         real = graph.graph.call_function(integer.dequantize_per_tensor.default, (rounded, *limits))
-    node.replace_all_uses_with(real, delete_user_cb=lambda user: user is not rounded)
+    for reader in readers:
+        reader.replace_input_with(node, real)
 
 
 def _quantize_weight_(graph: GraphModule, layer: Node, scale: WeightScale) -> None:

@@ -24,7 +24,8 @@ from torch.fx import GraphModule, Node
 
 from trimtab.compress.distill import DistillPlan, taught
 from trimtab.compress.objectives import Logits
-from trimtab.compress.quantize import SAME_SCALE, Quantize, QuantizePlan
+from trimtab.compress.points import SAME_SCALE, rounded_readers
+from trimtab.compress.quantize import Quantize, QuantizePlan
 from trimtab.compress.scales import WeightScale, top
 from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
@@ -186,16 +187,17 @@ def fake_quantized(graph: GraphModule, plan: QuantizePlan) -> GraphModule:
     """
     rounded = _floats(graph, plan)
     nodes = {node.name: node for node in rounded.graph.nodes}
+    readers = rounded_readers(rounded.graph, {activation.node for activation in plan.activations})
     reads: dict[Node, Node] = {}
     for activation in plan.activations:
         value = nodes[activation.node]
         tied = reads.get(value.args[0]) if value.target in SAME_SCALE else None  # type: ignore[arg-type]
         with rounded.graph.inserting_after(value):
             read = tied or _scale_(rounded, f"activation_{value.name}", torch.tensor(activation.scale))
-        reads[value] = read
         with rounded.graph.inserting_after(value if tied else read):
             fake = rounded.graph.call_function(fake_quantize, (value, read, activation.zero_point, 0, 255))
-        value.replace_all_uses_with(fake, delete_user_cb=lambda user, fake=fake: user is not fake)
+        for reader in readers[activation.node]:
+            reader.replace_input_with(value, fake)
         reads[fake] = read  # what comes next reads the rounded value
     for weight in plan.weights:
         layer, limit = nodes[weight.layer], top(weight.bits)

@@ -19,7 +19,7 @@ from trimtab.compress.calibration import batches, calibration, require_fitting, 
 from trimtab.compress.emit import emitted
 from trimtab.compress.equalize import Factors, equalized, find_factors
 from trimtab.compress.observers import OBSERVERS, Observer, affine, extremes
-from trimtab.compress.ops import ADDS, AVERAGES, LIMITED, MAX_POOLS, RELUS
+from trimtab.compress.points import LAYERS, points
 from trimtab.compress.rounding import refine
 from trimtab.compress.scales import ActivationScale, BiasShift, WeightScale, fits, top
 from trimtab.compress.sensitivity import Sensitivity, num_to_keep, order_to_keep, relative_error, sensitivities
@@ -30,21 +30,6 @@ from trimtab.graph.fold import fold_batchnorm
 from trimtab.measure.machine import stamp
 from trimtab.runtimes.base import is_quantized
 
-aten = torch.ops.aten
-LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
-# Fused into the layer before them: no rounding between the two.
-CLAMPS = (*RELUS, *LIMITED)
-# Run on integers as they are: what goes in and what comes out share one scale.
-SAME_SCALE = (
-    *MAX_POOLS,
-    aten.flatten.using_ints,
-    aten.view.default,
-    aten.reshape.default,
-    aten.permute.default,
-    aten.transpose.int,
-)
-# Run on integers with a scale on each side.
-MEANS = (*AVERAGES, aten.mean.dim)
 KEPT_VALUES = 1 << 15
 Rounding = Literal["nearest", "learned"]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "learned")
@@ -151,10 +136,10 @@ class Quantize:
 
     def _plan(self, folded: GraphModule, layers: list[Node], data: Split) -> QuantizePlan:
         """The plan of these layers, in a graph that is folded and equalized."""
-        points, ties = _points(layers)
-        seen = _observe(folded, points, batches(data, BATCH))
+        values, ties = points(layers)
+        seen = _observe(folded, values, batches(data, BATCH))
         scales: dict[Node, ActivationScale] = {}
-        for node in points:
+        for node in values:
             source = ties.get(node)
             scales[node] = (
                 ActivationScale(node.name, *_fields(scales[source]))
@@ -250,43 +235,17 @@ def _layers(graph: GraphModule) -> tuple[list[Node], tuple[Skip, ...]]:
     return layers, tuple(skipped)
 
 
-def _points(layers: list[Node]) -> tuple[list[Node], dict[Node, Node]]:
-    """The values to quantize, in graph order, and which of them take another's scale.
-
-    They are the inputs of the layers, and from there backwards what must be integer for the operators between
-    two layers (pooling, residual additions, reshapes) to run on integers too.
-    """
-    wanted: dict[Node, None] = {}
-    ties: dict[Node, Node] = {}
-    stack = [layer.args[0] for layer in layers]
-    while stack:
-        value = stack.pop()
-        if not isinstance(value, Node) or value in wanted:
-            continue
-        wanted[value] = None
-        maker = value.args[0] if value.target in CLAMPS and isinstance(value.args[0], Node) else value
-        if maker.target in SAME_SCALE and maker is value:
-            ties[value] = maker.args[0]  # type: ignore[assignment]
-            stack.append(maker.args[0])
-        elif maker.target in MEANS:
-            stack.append(maker.args[0])
-        elif maker.target in ADDS:
-            stack += maker.args[:2]
-    order = {node: place for place, node in enumerate(layers[0].graph.nodes)}
-    return sorted(wanted, key=order.__getitem__), ties
-
-
-def _observe(graph: GraphModule, points: list[Node], data: list[Split]) -> dict[Node, Tensor]:
-    """For each point: its extremes and an even sample of its values over the calibration data, [at most 2^15 + 2]."""
-    kept: dict[Node, list[Tensor]] = {node: [] for node in points}
+def _observe(graph: GraphModule, values: list[Node], data: list[Split]) -> dict[Node, Tensor]:
+    """For each value: its extremes and an even sample of its values over the calibration data, [at most 2^15 + 2]."""
+    kept: dict[Node, list[Tensor]] = {node: [] for node in values}
 
     def see(node: Node, value: Tensor) -> None:
         flat = value.float().flatten()
         stride = max(1, flat.numel() * len(data) // KEPT_VALUES)
         kept[node].append(torch.cat([flat[::stride], flat.min()[None], flat.max()[None]]))
 
-    watch_outputs(graph, [node.name for node in points], data, see)
-    return {node: torch.cat(values) for node, values in kept.items()}
+    watch_outputs(graph, [node.name for node in values], data, see)
+    return {node: torch.cat(parts) for node, parts in kept.items()}
 
 
 def _fields(scale: ActivationScale) -> tuple[float, int, float, float]:
