@@ -21,8 +21,11 @@ TARGET = tt.Target(runtimes=("onnxruntime",))
 GOAL = tt.Goal("latency_ms", keep=0.97)
 
 
-def make() -> tuple[nn.Module, tt.Task]:
-    """A fresh model, and the task that says how to train it."""
+def make(width: int = 768) -> tuple[nn.Module, tt.Task]:
+    """A fresh model, and the task that says how to train it.
+
+    The default width is enough that arithmetic, not overhead, is what a runtime spends its time on.
+    """
     x, y = load_digits(return_X_y=True)
     inputs, targets = torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).split([897, 300, 600])
@@ -31,7 +34,6 @@ def make() -> tuple[nn.Module, tt.Task]:
     labels = tuple("0123456789")
     task = tt.Task.of("digits", train=train, select=select, verify=verify, fit=fit, labels=labels)
     torch.manual_seed(0)
-    width = 768  # wide enough that arithmetic, not overhead, is what a runtime spends its time on
     model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
     return model, task
 

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import trimtab as tt
 from tests import small
+from trimtab.attempt import Job
+from trimtab.compress.build import Built
 from trimtab.compress.recipes import default_picks, recipe_of, space_of
-from trimtab.core import Search
+from trimtab.core import Drop, Measurement, Search, Trial
 from trimtab.errors import GoalError, RunError
-from trimtab.explore import cheaper_first
+from trimtab.explore import Exploration, Sampling, cheaper_first
+from trimtab.explore import _result as tried
+from trimtab.forecast import Forecast
 from trimtab.graph.capture import capture
-from trimtab.search.sampler import all_picks, filled, local
+from trimtab.measure.quality import graded
+from trimtab.report.terminal import Progress
+from trimtab.runtimes.trial import Bench
+from trimtab.search.clock import Clock
+from trimtab.search.sampler import STORAGE_FILE, Proposal, Sampler, all_picks, filled, local
+from trimtab.search.study import Study
+from trimtab.train.loop import predict
 
 GOAL = tt.Goal("size_bytes", keep=0.97)
-TARGET = tt.Target(runtimes=("eager",))  # whose files are written fast
+TARGET = tt.Target(runtimes=("onnxruntime",))  # whose processes start fast
+FINISHED = "SELECT COUNT(*) FROM trials WHERE state IN ('COMPLETE', 'FAIL')"
 
 
 def search(run: Path, **settings) -> tt.Artifact:
-    model, task = small.make()
+    model, task = small.make(width=64)
     return tt.optimize(model, task, target=TARGET, goal=GOAL, run=run, quiet=True, search=Search(**settings))
 
 
@@ -80,6 +96,34 @@ def test_a_recipe_that_learns_is_looked_at_without_and_after_little_learning() -
     assert cheaper_first(recipe_of({"channels cut": "0.5", "numbers": "int8"})) == ()
 
 
+def free_trial(runtime: str, num_bytes: float) -> Trial:
+    drop = Drop(0.9, 0.9, 0.0, -0.01, 0.01, 0.02, 300, 0.95, "given")
+    size = Measurement("size_bytes", num_bytes, "B", 1, num_bytes, num_bytes)
+    return Trial(runtime, f"{runtime} fp32", "original", runtime, "fp32", drop, (size,), None, 1.0, "o", free=True)
+
+
+def test_nothing_is_trained_for_a_runtime_that_the_measurements_refuse(tmp_path: Path) -> None:
+    _, task = small.make()
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    graph = capture(model.eval(), task.select.batch(slice(0, 2)).inputs)
+    job = Job(task, tt.Target(), GOAL, Study(tmp_path), Progress(quiet=True), "")
+    free = [free_trial("eager", 1e6), free_trial("openvino", 1.6e6)]
+    bench = Bench(task, job.target, GOAL, graded(task, GOAL, predict(graph, task.select.inputs), task.select))
+    under_way = Exploration(job, bench, Built(graph, tmp_path, ()), free, Clock(tmp_path, 9))
+    space = space_of(graph, {"fp32": ("eager", "openvino")})
+    sampler = Sampler(local(tmp_path), {}, space.slots, (), seed=0, worker="a", alone=True)
+    forecast = Forecast(graph, minimise=GOAL.minimise, target=job.target, file=tmp_path / "stairs.db")
+    own = Sampling(under_way, sampler, space, forecast, "a")
+    picks = filled(space.slots, {"channels cut": "0.75", "epochs of recovery": "4", "runtime of floats": "openvino"})
+    result = tried(own, Proposal(0, picks))
+    assert result.costs == (1.6, 0.0), "at best as good as the original there"
+    assert (
+        result.notes["why"] == "search in openvino: in size_bytes its best free baseline costs 1.6 times the best one"
+    )
+    assert not [path.name for path in (tmp_path / "built").glob("*distill*")]
+    assert [skip.why for one in under_way.ended.values() for skip in one.skipped] == [result.notes["why"]]
+
+
 def test_recipes_and_a_search_are_not_given_together(tmp_path: Path) -> None:
     model, task = small.make()
     with pytest.raises(GoalError, match="either recipes"):
@@ -96,17 +140,34 @@ def test_a_storage_that_cannot_be_reached_ends_the_run_with_what_to_do(tmp_path:
         search(tmp_path / "r", storage="sqlite:////nowhere/at/all/trials.db", trials=1)
 
 
+def end_when(run: Path, reached: Callable[[], bool]) -> None:
+    """Begin the search in `run`, or go on with it, and kill it when that is reached, before the verdict."""
+    process = subprocess.Popen([sys.executable, "-m", "tests.test_explore", str(run)])
+    while not reached():
+        assert process.poll() is None, "it ended before"
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+
+
+def num_finished(run: Path) -> int:
+    """The trials that have ended, as the database has them."""
+    file = run / STORAGE_FILE
+    if not file.exists():
+        return 0
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=60)) as base:
+        has_table = base.execute("SELECT 1 FROM sqlite_master WHERE name = 'trials'").fetchone()
+        return int(base.execute(FINISHED).fetchone()[0]) if has_table else 0
+
+
 @pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_sequence(tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
-    for name, kills in (("whole", ()), ("killed", (25, 40))):
-        command = [sys.executable, "-m", "tests.test_explore", str(tmp_path / name)]
-        for seconds in kills:
-            try:
-                subprocess.run(command, check=True, timeout=seconds)  # SIGKILL when the time is over
-            except subprocess.TimeoutExpired:
-                continue
-        subprocess.run(command, check=True)
+    for name, kills in (("whole", ()), ("killed", (9, 11))):
+        run = tmp_path / name
+        for num in kills:
+            end_when(run, lambda run=run, num=num: num_finished(run) >= num)
+        end_when(run, (run / "choice.json").exists)
     whole, killed = (
         [trial.params for trial in optuna.load_study(study_name="trimtab", storage=local(tmp_path / name)).trials]
         for name in ("whole", "killed")

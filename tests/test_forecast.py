@@ -78,10 +78,20 @@ def test_layers_that_pay_nothing_are_foreseen_to_be_slower(tmp_path: Path, timed
 
 def test_without_time_multiply_accumulates_tell(tmp_path: Path, timed) -> None:
     graph = net()
-    own = made(graph, tmp_path, seconds=0)
+    own = made(graph, tmp_path, seconds=lambda: 0.0)
     small = cut(graph)
     assert own.share(small, SERVED, 12.0) == pytest.approx(macs(small) / macs(graph))
     assert timed == []
+
+
+def test_more_time_makes_a_forecast_better(tmp_path: Path, timed) -> None:
+    graph = net()
+    allowed = [0.0]
+    own = made(graph, tmp_path, seconds=lambda: allowed[0])
+    small = cut(graph)
+    assert own.share(small, SERVED, 24.0) == pytest.approx(macs(small) / macs(graph))
+    allowed[0] = 60.0
+    assert own.share(small, SERVED, 24.0) == pytest.approx(0.75)
 
 
 def test_size_follows_the_parameters_and_nothing_is_timed(tmp_path: Path, timed) -> None:

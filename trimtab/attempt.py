@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,9 @@ def attempt(
     held = job.held
     if needless := _needless(job, recipe):
         return Tried(recipe, skipped=(needless,))
+    precisions, left_out = worthwhile(job, measured, recipe, only)
+    if only and not precisions:
+        return Tried(recipe, skipped=left_out)
     try:
         built = _built(job, original, recipe)
     except PlanError as error:
@@ -263,17 +266,28 @@ def attempt(
         )
         return replace(tried, skipped=(*skipped, Skip(recipe.name, why)))
     free = [trial for trial in measured if trial.free]
-    found = [trial for trial in measured if not trial.free]
-    precisions, left_out = worth_trying(recipe, eligible(free, job.target), found, job.goal.minimise)
-    if only:
-        left_out = tuple(skip for skip in left_out if skip.what.split()[-1] == only[0])
-        precisions = {only[0]: only[1]} if only[0] in precisions else {}
     outcomes = [_outcome(job, bench, built, free, candidate) for candidate in candidates([recipe], precisions)]
     return replace(
         tried,
         trials=tuple(outcome.trial for outcome in outcomes if outcome.trial),
         skipped=(*skipped, *left_out, *(skip for outcome in outcomes for skip in outcome.skipped)),
     )
+
+
+def worthwhile(
+    job: Job, measured: Sequence[Trial], recipe: Recipe, only: tuple[str, Precision] | None = None
+) -> tuple[dict[str, Precision], tuple[Skip, ...]]:
+    """The runtimes that `recipe` is worth serving in, each with its precision, and why others are not.
+
+    only: the one to decide on, with the precision there, if not all.
+    """
+    free = [trial for trial in measured if trial.free]
+    found = [trial for trial in measured if not trial.free]
+    precisions, left_out = worth_trying(recipe, eligible(free, job.target), found, job.goal.minimise)
+    if only is None:
+        return precisions, left_out
+    told = tuple(skip for skip in left_out if skip.what.split()[-1] == only[0])
+    return ({only[0]: only[1]} if only[0] in precisions else {}), told
 
 
 def _needless(job: Job, recipe: Recipe) -> Skip | None:

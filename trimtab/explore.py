@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from trimtab.attempt import HOPELESS, Job, Tried, attempt, built_graph, failed, screened
+from trimtab.attempt import HOPELESS, Job, Tried, attempt, built_graph, failed, screened, worthwhile
 from trimtab.compress.build import Built, key
 from trimtab.compress.distill import Distill
 from trimtab.compress.recipes import FLOATS, LR, NONE, SHORT, Space, default_picks, default_recipes, recipe_of, space_of
@@ -35,8 +35,8 @@ BITS_GAIN = 2.0
 # From this cost on, as a share of the best free baseline's, a candidate is not tried: beyond the forecast's error.
 SLOWER = 1.15
 UNTRAINED = {"epochs of recovery": NONE}
-# The part of the budget that layers may be timed in.
-FORECAST_SHARE = 0.1
+# The part of a search that layers may be timed in, and what they may be timed in any, in seconds.
+FORECAST_SHARE, FORECAST_LEAST = 0.1, 30.0
 # Forecasts that ended proposals, for each candidate that may be tried: where most are slower, the search ends.
 FORESEEN = 10
 
@@ -177,6 +177,11 @@ class Sampling:
         costs = (cost(one, minimise) for one in self.under_way.free if (one.runtime, one.precision) == at)
         return next(costs, float("inf"))
 
+    def free_share(self, served: Served) -> float:
+        """The same as a share of the best free baseline's cost."""
+        job = self.under_way.job
+        return self.free_cost(served) / cost(best_free(self.under_way.free, job.goal, job.target), job.goal.minimise)
+
     def in_floats(self, picks: Mapping[str, str]) -> Any:
         """The graph that `picks` give before its numbers are changed, which is what a forecast tells of."""
         recipe = recipe_of({**picks, "numbers": FLOATS})
@@ -188,9 +193,7 @@ class Sampling:
 
     def uncorrected(self, graph: Any, served: Served) -> float:
         """The same as a share of the best free baseline's cost."""
-        job = self.under_way.job
-        best = cost(best_free(self.under_way.free, job.goal, job.target), job.goal.minimise)
-        return self.forecast_of(graph, served) * self.free_cost(served) / best
+        return self.forecast_of(graph, served) * self.free_share(served)
 
     def predicted(self, graph: Any, proposal: Proposal) -> float:
         """The same, corrected by how far forecasts of such numbers were off in this runtime; at first guessed."""
@@ -217,13 +220,13 @@ def named(recipe: Recipe, only: Served | None = None) -> str:
 def _sampled(under_way: Exploration, asked: Asked) -> None:
     """Go on with the sampler, in the run's own storage or in one that is shared."""
     job, search = under_way.job, asked.search
-    space = space_of(under_way.original.graph, _serving(job, under_way.free))
+    space = space_of(under_way.original.graph, serving(job, under_way.free))
     worker = job.held.once("worker", lambda: uuid.uuid4().hex, str)
     url = search.storage or local(job.held.folder)
     sampler = Sampler(
         url, asked.identity, space.slots, default_picks(), seed=search.seed, worker=worker, alone=search.storage is None
     )
-    own = Sampling(under_way, sampler, space, _forecast(under_way), worker)
+    own = Sampling(under_way, sampler, space, _forecast(under_way, search), worker)
     _replay(own)
     if job.held.has("choice"):
         return
@@ -243,15 +246,28 @@ def _sampled(under_way: Exploration, asked: Asked) -> None:
     _adopt(own)
 
 
-def _forecast(under_way: Exploration) -> Forecast:
+def _forecast(under_way: Exploration, search: Search) -> Forecast:
     job = under_way.job
     return Forecast(
         under_way.original.graph,
         minimise=job.goal.minimise,
         target=job.target,
         file=staircase_file(job.held.folder),
-        seconds=float("inf") if job.goal.minutes is None else FORECAST_SHARE * 60 * job.goal.minutes,
+        seconds=lambda: forecast_seconds(
+            under_way.clock.spent(), tried=len(under_way.ended), trials=search.trials, minutes=job.goal.minutes
+        ),
     )
+
+
+def forecast_seconds(spent: float, *, tried: int, trials: int | None, minutes: float | None) -> float:
+    """How long layers may be timed: a tenth of what the search will take, by its minutes, or by its pace so far.
+
+    >>> forecast_seconds(100.0, tried=5, trials=40, minutes=None), forecast_seconds(1.0, tried=0, trials=9, minutes=5)
+    (80.0, 30.0)
+    """
+    if minutes is not None:
+        return FORECAST_SHARE * 60 * minutes
+    return max(FORECAST_LEAST, FORECAST_SHARE * spent * max(1.0, (trials or 0) / max(1, tried)))
 
 
 def _first(recipe: Recipe) -> bool:
@@ -293,8 +309,8 @@ def _result(own: Sampling, proposal: Proposal) -> Result:
     only = None if first else served
     tried, why = None, None
     try:
-        if not first and (share := _slower(own, proposal)) is not None:
-            why = f"foreseen to cost {share:.2f} times the original there, or the best free baseline"
+        if not first and (foreseen := _refused(own, recipe, served) or _slower(own, proposal)) is not None:
+            share, why = foreseen
             notes |= {"foreseen": True, "why": why}
             under_way.ended[named(recipe, only)] = Tried(
                 recipe, skipped=(Skip(f"{recipe.name} ({' '.join(served)})", why),)
@@ -321,9 +337,7 @@ def _of_original(own: Sampling, served: Served, notes: dict[str, Any]) -> Result
     there = [one for one in own.under_way.free if (one.runtime, one.precision) == served]
     if not there:
         return Result(None, notes | {"why": "it does not run there"})
-    job = own.under_way.job
-    best = cost(best_free(own.under_way.free, job.goal, job.target), job.goal.minimise)
-    return Result((own.free_cost(served) / best, lost((there[0].select, *there[0].also))), notes)
+    return Result((own.free_share(served), lost((there[0].select, *there[0].also))), notes)
 
 
 def _costs(
@@ -359,18 +373,26 @@ def _measured(
     return Result((1 / gained(trial), lost((trial.select, *trial.also))), {**notes, **told}, rungs)
 
 
-def _slower(own: Sampling, proposal: Proposal) -> float | None:
+def _refused(own: Sampling, recipe: Recipe, served: Served) -> tuple[float, str] | None:
+    """What serving the recipe there costs at least, and why it is not worth it by what was measured; None if it is."""
+    under_way = own.under_way
+    precisions, left_out = worthwhile(under_way.job, [*under_way.free, *under_way.trials()], recipe, served)
+    if precisions:
+        return None
+    return max(1.0, own.free_share(served)), "; ".join(f"{skip.what}: {skip.why}" for skip in left_out)
+
+
+def _slower(own: Sampling, proposal: Proposal) -> tuple[float, str] | None:
     """How many times slower than the original in its runtime, or than the best free baseline, it is foreseen to be.
 
     None if it is not: then it is worth trying. What it takes away is built for this, nothing is scored or trained.
     """
     graph = own.in_floats({**proposal.picks, **UNTRAINED})
     changed = graph is not own.under_way.original.graph
-    there = own.forecast_of(graph, own.space.served(proposal.picks)) if changed else 0.0
-    if there > 1:
-        return there
-    cost_in_all = own.predicted(graph, proposal)
-    return cost_in_all if cost_in_all > SLOWER else None
+    share = own.forecast_of(graph, own.space.served(proposal.picks)) if changed else 0.0
+    if share <= 1 and (share := own.predicted(graph, proposal)) <= SLOWER:
+        return None
+    return share, f"foreseen to cost {share:.2f} times the original there, or the best free baseline"
 
 
 def _stopped(own: Sampling, proposal: Proposal, recipe: Recipe, rungs: list[tuple[float, float]]) -> str | None:
@@ -405,7 +427,7 @@ def cheaper_first(recipe: Recipe) -> tuple[Recipe, ...]:
     return (Recipe(cut), *(() if same else (Recipe((*cut, short)),)))
 
 
-def _serving(job: Job, free: Sequence[Trial]) -> dict[str, tuple[str, ...]]:
+def serving(job: Job, free: Sequence[Trial]) -> dict[str, tuple[str, ...]]:
     """Precision -> the allowed runtimes that serve in it here, in which the model runs."""
     there = {(trial.runtime, trial.precision) for trial in eligible(free, job.target)}
     runtimes = {name for name, _ in there}

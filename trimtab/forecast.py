@@ -53,7 +53,7 @@ class Forecast:
         minimise: what counts.
         target: where it will run.
         file: keeps the times of layers; it is made if it is not there.
-        seconds: how long layers may be timed in all.
+        seconds: how long layers may be timed in all, as of now.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Forecast:
         minimise: Quantity,
         target: Target,
         file: Path,
-        seconds: float = float("inf"),
+        seconds: Callable[[], float] = lambda: float("inf"),
         machine: dict[str, Any] | None = None,
     ) -> None:
         self._original, self._minimise, self._target, self._file = original, minimise, target, file
         self._machine = stamp() if machine is None else machine
-        self._left = seconds
+        self._allowed, self._spent = seconds, 0.0
         self._sizes = _narrowing(original)
         self._layers = {one.node: one for one in contractions(self._sizes)}
         self._clocks: dict[Served, Callable[[Layer], float]] = {}
@@ -128,13 +128,13 @@ class Forecast:
 
     def _known(self, times: LayerTimes, one: Contraction) -> Iterator[Point]:
         """The widths of a layer that were timed by any run."""
-        left, self._left = self._left, 0.0
+        allowed, self._allowed = self._allowed, lambda: 0.0
         try:
             for macs, share in times.widths(one):
                 with suppress(_Late):
                     yield Point(macs, share, times.at(one, macs))
         finally:
-            self._left = left
+            self._allowed = allowed
 
     def _same(self, one: Contraction) -> Contraction | None:
         """The original's layer that `one` is, at its width or narrower."""
@@ -159,13 +159,13 @@ class Forecast:
         return self._clocks[served]
 
     def _within(self, measure: Callable[[], float]) -> float:
-        if self._left <= 0:
+        if self._spent >= self._allowed():
             raise _Late
         began = time.perf_counter()
         try:
             return measure()
         finally:
-            self._left -= time.perf_counter() - began
+            self._spent += time.perf_counter() - began
 
 
 def _contractions(graph: GraphModule) -> tuple[Contraction, ...]:

@@ -129,7 +129,7 @@ def _stairs(job: Job, tried: Tried | None, choice: Trial) -> list[dict[str, Any]
     if tried is None or tried.folder is None or not file.exists():
         return []
     original = load_graph(job.held.folder / "original")
-    known = Forecast(original, minimise=job.goal.minimise, target=job.target, file=file, seconds=0)
+    known = Forecast(original, minimise=job.goal.minimise, target=job.target, file=file, seconds=lambda: 0.0)
     return known.stairs(load_graph(tried.folder), served_in_floats(choice.runtime, choice.precision))
 
 

@@ -1,0 +1,163 @@
+"""The results of the benchmark of searches as Markdown and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from trimtab.measure.machine import stamp, versions
+
+Row = dict[str, Any]
+OURS, GRID, RANDOM = "ours", "grid", "random"
+AIM = 0.25
+
+
+def by_strategy(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The runs of each, ours first, then the grid and random search."""
+    found: dict[str, list[Row]] = {name: [] for name in (OURS, GRID, RANDOM)}
+    for row in rows:
+        if row["steps"]:
+            found.setdefault(row["strategy"], []).append(row)
+    return {name: own for name, own in found.items() if own}
+
+
+def reached(row: Row, volume: float) -> Row | None:
+    """The first step with this hypervolume; None if it was never reached."""
+    return next((step for step in row["steps"] if step["hypervolume"] >= volume - 1e-9), None)
+
+
+def of_grid(rows: Sequence[Row]) -> Row | None:
+    """How the grid ended, whose order changes nothing of that."""
+    own = by_strategy(rows).get(GRID)
+    return own[0]["steps"][-1] if own else None
+
+
+def report(found: dict[str, list[Row]], titles: Sequence[str]) -> list[str]:
+    """Every strategy on every model, and whether the aim is met."""
+    if not found:
+        raise SystemExit("There is no strategy to report yet: run without --report-only first.")
+    used = ", ".join(f"{name} {version}" for name, version in versions(["torch", "onnxruntime", "openvino"]).items())
+    lines = [
+        "# What a search costs",
+        "",
+        f"{stamp()['cpu']}, 1 thread, one sample at a time; {used}, optuna {versions(['optuna'])['optuna']}. All "
+        "strategies search one space on the same cells. An evaluation is a graph that was scored, a cheap look "
+        "included, or a further file of it that was raced. The hypervolume is the share of the square between no cost "
+        "and the best free baseline's, and between no loss on select and all that is allowed, that what was measured "
+        "dominates. Several seeds: the mean, with lowest and highest. Random search and the families see one draw from "
+        "their candidates, in another order with each seed.",
+    ]
+    for title, rows in found.items():
+        lines += ["", f"## {title}", "", *aim(rows), "", *table(rows)]
+    missing = [title for title in titles if title not in found]
+    return [*lines, "", f"Not run: {', '.join(missing)}."] if missing else lines
+
+
+def aim(rows: Sequence[Row]) -> list[str]:
+    """Whether ours has the grid's hypervolume in a quarter of its evaluations."""
+    whole, own = of_grid(rows), by_strategy(rows).get(OURS)
+    if whole is None or own is None:
+        return ["- The aim is not decided: ours and the grid have to end first."]
+    needed = [step["evaluations"] if (step := reached(row, whole["hypervolume"])) else None for row in own]
+    took = [step["seconds"] if (step := reached(row, whole["hypervolume"])) else None for row in own]
+    limit = AIM * whole["evaluations"]
+    held = sum(one is not None and one <= limit for one in needed)
+    told = ", ".join("not reached" if one is None else f"{one}" for one in needed)
+    seconds = ", ".join("-" if one is None else f"{one:.0f}" for one in took)
+    word = "holds" if held == len(own) else "does not hold" if not held else f"holds for {held} of {len(own)} seeds"
+    return [
+        f"- The grid's hypervolume, {whole['hypervolume']:.3f} after {whole['evaluations']} evaluations, should be "
+        f"reached in at most a quarter of them ({limit:.0f}): this {word}. Ours, by seed: {told} evaluations; "
+        f"{seconds} seconds, of the grid's {whole['seconds']:.0f}."
+    ]
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """A row for each strategy."""
+    whole = of_grid(rows)
+    limit = round(AIM * whole["evaluations"]) if whole else None
+    early_on = f"after {limit or '-'} evaluations"
+    lines = [
+        f"| strategy | seeds | evaluations | seconds | hypervolume | {early_on} | the grid's after |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, own in by_strategy(rows).items():
+        last = [row["steps"][-1] for row in own]
+        early = [at(row, limit) for row in own] if limit else []
+        hit = [reached(row, whole["hypervolume"]) for row in own] if whole else []
+        count = sum(step is not None for step in hit)
+        told = spread([step["evaluations"] for step in hit if step], "{:.0f}") if count else "never"
+        cells = [
+            name,
+            f"{len(own)}",
+            spread([step["evaluations"] for step in last], "{:.0f}"),
+            spread([step["seconds"] for step in last], "{:.0f}"),
+            spread([step["hypervolume"] for step in last], "{:.3f}"),
+            spread(early, "{:.3f}") if early else "",
+            told + (f", {count} of {len(own)}" if count and count < len(own) else ""),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def at(row: Row, evaluations: int) -> float:
+    """The hypervolume after so many evaluations."""
+    return max((step["hypervolume"] for step in row["steps"] if step["evaluations"] <= evaluations), default=0.0)
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The mean, with lowest and highest where they differ."""
+    low, middle, high = (form.format(own) for own in (min(values), mean(values), max(values)))
+    return middle if low == high else f"{middle} ({low} ... {high})"
+
+
+def page(found: dict[str, list[Row]], results: str) -> list[str]:
+    """What came of the aim, under the picture."""
+    lines = [
+        "# What a search costs",
+        "",
+        "![Hypervolume against evaluations and seconds, by strategy](search_cost.svg)",
+        "",
+        "Our search is held against random search, a grid and each family of methods alone, on the same candidates. "
+        "The hypervolume is what the measured candidates dominate, as a share of all that could be gained within the "
+        "bound.",
+    ]
+    for title, rows in found.items():
+        lines += ["", f"**{title}**", "", *aim(rows)]
+    told = f"Every strategy, and how it was measured: [{results}](../../benchmarks/results/{results})."
+    return [*lines, "", f"{told} Made by `scripts/bench search_cost`."]
+
+
+def plot(found: dict[str, list[Row]], file: Path) -> None:
+    """A row of two panels a model: against evaluations, and against seconds; every seed a line."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "trimtab"
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(len(found), 2, figsize=(9.0, 3.3 * len(found)), squeeze=False)
+    names = list(dict.fromkeys(name for rows in found.values() for name in by_strategy(rows)))
+    for panels, (title, rows) in zip(grid, found.items(), strict=True):
+        whole = of_grid(rows)
+        for panel, x in zip(panels, ("evaluations", "seconds"), strict=True):
+            for name, own in by_strategy(rows).items():
+                look = {"color": f"C{names.index(name)}", "linewidth": 2.2 if name == OURS else 1.1}
+                for place, row in enumerate(own):
+                    xs, ys = [step[x] for step in row["steps"]], [step["hypervolume"] for step in row["steps"]]
+                    panel.step([0, *xs], [0.0, *ys], where="post", label=None if place else name, alpha=0.8, **look)
+            if whole:
+                panel.axhline(whole["hypervolume"], color="grey", linewidth=0.8, linestyle="--")
+                if x == "evaluations":
+                    panel.axvline(AIM * whole[x], color="grey", linewidth=0.8, linestyle=":")
+            panel.set(title=title, xlabel=x, ylabel="hypervolume", xlim=(0, None), ylim=(0, None))
+            panel.grid(alpha=0.3)
+    handles: dict[str, Any] = {}
+    for panel in grid.flat:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=3, fontsize=9)
+    figure.tight_layout(rect=(0, 0.28 / len(found), 1, 1))
+    figure.savefig(file, metadata={"Date": None})

@@ -1,0 +1,86 @@
+"""What the benchmark of searches counts, and what it says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cattrs
+import pytest
+from searched import cells, table
+
+from trimtab.core import Drop, Measurement, Outcome, Ratio, Slot, Trial
+from trimtab.files import write_json
+
+
+def trial(gain: float, lost: float) -> Outcome:
+    drop = Drop(0.9, 0.9 - 0.1 * lost, -0.1 * lost, -1.0, 1.0, 0.1, 300, 0.95, "given")
+    size = Measurement("latency_ms", 1.0, "ms", 1, 1.0, 1.0)
+    ratio = Ratio(gain, gain, gain, 1)
+    return Outcome(Trial("a", "a", "a", "eager", "fp32", drop, (size,), ratio, 1.0, "a"))
+
+
+def test_a_cell_is_made_once_and_has_ended_for_who_asked(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def make() -> int:
+        made.append("now")
+        return 3
+
+    one, other = (cells.Cells(tmp_path / name, tmp_path) for name in ("one", "other"))
+    assert [own.once("screens/x", make, int) for own in (one, one, other)] == [3, 3, 3]
+    assert len(made) == 1
+    late = cells.Cells(tmp_path / "late", tmp_path)
+    assert not late.has("screens/x"), "it is there, but this strategy has not asked for it"
+    late.once("screens/x", make, int)
+    assert late.has("screens/x")
+    assert [name for name, _ in late.used] == ["screens/x"]
+    assert not cells.Cells(tmp_path / "rival", tmp_path, forgetful=True).has("screens/x")
+
+
+def test_evaluations_are_graphs_scored_and_further_files(tmp_path: Path) -> None:
+    for name, gain, lost in (
+        ("a-1-eager-fp32", 2.0, 0.5),
+        ("a-1-inductor-fp32", 4.0, 0.5),
+        ("b-2-eager-fp32", 4.0, -1),
+    ):
+        write_json(tmp_path / "trials" / f"{name}.json", cattrs.unstructure(trial(gain, lost)))
+        write_json(tmp_path / cells.SECONDS / f"trials {name}.json", 1.0)
+        write_json(tmp_path / cells.SECONDS / f"files {name}.json", 2.0)
+    names = ("screens/a-1", "trials/a-1-eager-fp32", "trials/a-1-inductor-fp32", "screens/b-2", "trials/b-2-eager-fp32")
+    steps = cells.curve(tmp_path, [(name, 0.0) for name in names])
+    assert [step.evaluations for step in steps] == [1, 1, 2, 3, 3]
+    assert [step.seconds for step in steps] == [0, 3, 6, 6, 9]
+    assert [step.hypervolume for step in steps] == pytest.approx([0, 0.25, 0.375, 0.375, 0.75])
+
+
+def rows(strategy: str, *steps: tuple[int, float, float]) -> dict[str, Any]:
+    names = ("evaluations", "seconds", "hypervolume")
+    return {"strategy": strategy, "seed": 0, "steps": [dict(zip(names, step, strict=True)) for step in steps]}
+
+
+def test_report_says_whether_the_aim_is_met() -> None:
+    whole = rows("grid", (1, 5.0, 0.1), (40, 200.0, 0.5))
+    fast, slow = rows("ours", (4, 9.0, 0.4), (8, 30.0, 0.55)), rows("ours", (9, 9.0, 0.4), (20, 30.0, 0.55))
+    text = "\n".join(table.report({"MiniLM": [whole, fast, slow]}, ["MiniLM", "MobileNetV2"]))
+    assert (
+        "0.500 after 40 evaluations, should be reached in at most a quarter of them (10): this holds for 1 of 2" in text
+    )
+    assert "Ours, by seed: 8, 20 evaluations; 30, 30 seconds, of the grid's 200." in text
+    assert "| ours | 2 | 14 (8 ... 20) | 30 | 0.550 | 0.475 (0.400 ... 0.550) | 14 (8 ... 20) |" in text
+    assert "Not run: MobileNetV2." in text
+    assert "this does not hold" in "\n".join(table.report({"MiniLM": [whole, slow]}, ["MiniLM"]))
+    assert "The aim is not decided" in "\n".join(table.report({"MiniLM": [whole]}, ["MiniLM"]))
+
+
+def test_the_grid_is_part_of_the_space_and_families_change_one_thing() -> None:
+    from searched.strategies import families, grid
+
+    from trimtab.compress.recipes import CUTS, EPOCHS, Space
+
+    cut = Slot("channels cut", CUTS, ordered=True)
+    again = Slot("epochs of recovery", EPOCHS, ordered=True, when=(("channels cut", CUTS[1:]),))
+    found = Space((cut, again, Slot("numbers", ("floats", "int8"))), serving={"fp32": ("eager",), "int8": ("eager",)})
+    assert len(grid(found)) == 3 * 2 * 2 + 1
+    alone = families(found)
+    assert {name: len(own) for name, own in alone.items()} == {"channels cut alone": 6 * 4, "numbers alone": 1}
