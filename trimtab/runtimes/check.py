@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
 
 from trimtab.errors import RuntimeFailed
 from trimtab.graph.modes import frozen_modes
@@ -26,11 +28,18 @@ if TYPE_CHECKING:
 # are the same floats everywhere.
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 5e-2, "int8": 5e-2, "int8d": 5e-2}
 TOLERANCE |= dict.fromkeys(PACKED, 1e-4)
+# In some nets a step of rounding in one layer moves steps of the next: int8 MobileNetV2 moves by .17 when each result
+# is off by 1e-7. There no two arithmetics answer alike, and twice what the graph itself does by `Rounded` is allowed,
+# up to half of the outputs' norm; answers that have nothing to do with the graph's are off by all of it.
+NOISE, TIMES_NOISE, MOST = 1e-6, 2.0, 0.5
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a runtime's outputs are from the graph's on `n` samples; `argmax` is the share of equal decisions."""
+    """How far a runtime's outputs are from the graph's on `n` samples; `argmax` is the share of equal decisions.
+
+    noise: how far the graph's own outputs move by rounding alone, as relative L2; found where it decides, else 0.
+    """
 
     runtime: str
     precision: Precision
@@ -38,6 +47,28 @@ class Agreement:
     max_abs: float
     argmax: float
     n: int
+    noise: float = 0.0
+
+    @property
+    def allowed(self) -> float:
+        return max(TOLERANCE[self.precision], min(TIMES_NOISE * self.noise, MOST))
+
+
+class Rounded(Interpreter):
+    """Runs a graph as another arithmetic might: bf16 rounds every float, else results are off as reordered sums are."""
+
+    def __init__(self, graph: GraphModule, precision: Precision) -> None:
+        super().__init__(graph)
+        self.bf16, self.generator = precision == "bf16", torch.Generator().manual_seed(0)
+
+    def run_node(self, n: Node) -> Any:
+        found = super().run_node(n)
+        if not (isinstance(found, Tensor) and found.is_floating_point()):
+            return found
+        if self.bf16:
+            return found.bfloat16().to(found.dtype)
+        exact = n.op != "call_function"  # weights and inputs are the same everywhere
+        return found if exact else found * (1 + NOISE * torch.randn(found.shape, generator=self.generator))
 
 
 def agree(
@@ -66,10 +97,16 @@ def agree(
         answers = served.run(inputs, batch_size=served.signature.batch_size)
         size = served.signature.batch_size if precision == "int8d" else len(inputs[0])
     model, tensors = frozen_modes(graph), tuple(map(torch.from_numpy, inputs))
+    batches = [tuple(x[at : at + size] for x in tensors) for at in range(0, len(inputs[0]), size)]
     with torch.no_grad():  # ranges found at run time are those of a batch
-        pieces = [model(*(x[at : at + size] for x in tensors)) for at in range(0, len(inputs[0]), size)]
-    expected = torch.cat(pieces).numpy()
-    return compare(expected, answers, runtime=runtime.name, precision=precision)
+        expected = torch.cat([model(*batch) for batch in batches]).numpy()
+        found = compare(expected, answers, runtime=runtime.name, precision=precision)
+        if found.relative_l2 <= TOLERANCE[precision]:
+            return found
+        rounded = Rounded(model, precision)
+        noisy = torch.cat([rounded.run(*batch) for batch in batches]).numpy()
+    noise = compare(expected, noisy, runtime=runtime.name, precision=precision).relative_l2
+    return replace(found, noise=noise)
 
 
 def compare(expected: Array, answers: Array, *, runtime: str, precision: Precision) -> Agreement:
@@ -98,7 +135,7 @@ def require_agreement(
     inputs: tuple[Array, ...],
     threads: int = 1,
 ) -> Agreement:
-    """Like `agree`, and refuse what is further off than `TOLERANCE`.
+    """Like `agree`, and refuse what is further off than `TOLERANCE` and the graph's own rounding explain.
 
     Raises:
         RuntimeFailed: it is, with the figures; or it cannot be served at all.
@@ -112,12 +149,12 @@ def within_tolerance(agreement: Agreement) -> Agreement:
     Raises:
         RuntimeFailed: it is not, with the figures.
     """
-    allowed = TOLERANCE[agreement.precision]
     # Written so that NaN fails.
-    if not agreement.relative_l2 <= allowed:
+    if not agreement.relative_l2 <= agreement.allowed:
         raise RuntimeFailed(
             f"{agreement.runtime} {agreement.precision} does not answer as the graph does: relative L2 "
-            f"{agreement.relative_l2:.2e} (allowed {allowed:.0e}), largest difference {agreement.max_abs:.2e}, same "
-            f"decision on {agreement.argmax:.1%} of {agreement.n} samples. Use another runtime or precision."
+            f"{agreement.relative_l2:.2e} (allowed {agreement.allowed:.1e}), largest difference "
+            f"{agreement.max_abs:.2e}, same decision on {agreement.argmax:.1%} of "
+            f"{agreement.n} samples. Use another runtime or precision."
         )
     return agreement
