@@ -91,6 +91,19 @@ def test_two_that_share_a_storage_try_different_things(tmp_path: Path) -> None:
     assert again == proposals[2], "what it had left undone, and not what the others have"
 
 
+def test_what_another_process_is_at_is_not_begun_again(tmp_path: Path) -> None:
+    one, other = (sampler(tmp_path, worker=name, alone=False) for name in "ab")
+    mine = one.ask()
+    assert mine
+    for _ in range(2):  # as if the estimator drew the same
+        other._study.enqueue_trial(other._params(mine.picks))
+    theirs = other.ask()
+    assert theirs
+    assert theirs.picks != mine.picks
+    one.tell(mine, Result((0.5, 0.5)))
+    assert [proposal for proposal, _ in other.ended()] == [mine]
+
+
 def test_a_storage_of_something_else_is_refused(tmp_path: Path) -> None:
     sampler(tmp_path)
     with pytest.raises(RunError, match=r"holds a search of something else:\n  task: it has 't', this run has 'u'"):

@@ -220,10 +220,11 @@ class Sampler:
         return picks
 
     def _twin(self, number: int, picks: Mapping[str, str]) -> Any:
-        """The trial that ended with the same picks."""
+        """The trial that ended with the same picks, or that another process began earlier."""
         params = self._params(picks)
         for one in self._study.get_trials(deepcopy=False):
-            if one.number != number and one.values and one.params == params:
+            under_way = one.number < number and not one.state.is_finished()
+            if one.number != number and (one.values or under_way) and one.params == params:
                 return one
         return None
 
