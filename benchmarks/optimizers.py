@@ -2,12 +2,12 @@
 
     OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/optimizers.py --found cells.json
 
-Every optimizer of the table, without weight decay, at each of four multiples of its default learning rate; the rate
-with the lowest median over the seeds counts, and a run that misses counts as infinite. Evaluations of the loss are not
-timed. Finished cells are kept in the file that --found names, so that a run that was stopped goes on; `--problems NAME
-...` runs some, `--seeds N` gives more seeds. Writes benchmarks/results/optimizers_cpu_DATE.md and
-docs/benchmarks/optimizers.{md,svg}; `--report-only` only writes, from what is there. The plot needs matplotlib; letters
-need rdata and mlbench's LetterRecognition.rda (Debian: r-cran-mlbench) in build/optimizers/.
+Every optimizer of the table, without weight decay, at each of four multiples of its default learning rate with the
+first seed; the two of them that arrive first go on with the other seeds, the rate with the lowest median over the
+seeds counts, and a run that misses counts as infinite. Evaluations of the loss are not timed. Finished cells are kept
+in the file that --found names, so that a run that was stopped goes on; `--problems NAME ...` runs some, `--seeds N`
+gives more or fewer seeds. Writes benchmarks/results/optimizers_cpu_DATE.md and docs/benchmarks/optimizers.{md,svg};
+`--report-only` only writes, from what is there. The plot needs matplotlib; the data of problems.py come by apt-get.
 """
 
 from __future__ import annotations
@@ -15,21 +15,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import itertools
 import json
 import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.datasets import load_breast_cancer, load_digits
+from problems import PROBLEMS, Problem
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trimtab.errors import OptimizerError
 from trimtab.measure.machine import stamp
@@ -39,132 +34,8 @@ from trimtab.optim.schedule_free import ScheduleFree
 from trimtab.train.schedule import find_schedule
 
 ROOT = Path(__file__).parent.parent
-DATA = ROOT / "build/optimizers"
-MULTIPLES, WARMUP, BITS = (1.0, 10.0, 100.0, 1000.0), 0.02, 2.3
+MULTIPLES, WARMUP, GO_ON = (1.0, 10.0, 100.0, 1000.0), 0.02, 2
 Cells = dict[str, list[float]]  # "problem optimizer multiple seed" -> [gradients, seconds]; inf where it missed
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A model from a seed, its loss on some of `num` samples, and the loss on all of them that is to be reached."""
-
-    said: str
-    make: Callable[[int], nn.Module]
-    loss: Callable[[nn.Module, Tensor | slice], Tensor]
-    num: int
-    batch: int
-    target: float
-    most: int
-    look: int = 5  # steps between two looks at the whole loss
-    one_seed: bool = False  # nothing is drawn
-    judge: Callable[[nn.Module], Tensor] | None = None  # what is to be reached, where it is not the loss on all samples
-    batches: bool = False  # methods on all data are not run: they would take as many gradients of all samples
-
-
-def cancer() -> Problem:
-    """Logistic regression with a ridge of 1 / (2 n); its lowest loss is known to ten digits."""
-    data = load_breast_cancer()
-    x, y = torch.tensor(data.data), torch.tensor(data.target).double()
-    x = torch.cat([(x - x.mean(0)) / x.std(0, unbiased=False), torch.ones(len(x), 1)], 1)
-
-    def loss(model: nn.Module, at: Tensor | slice) -> Tensor:
-        (w,) = model.parameters()
-        return F.binary_cross_entropy_with_logits((x[at] @ w)[:, 0], y[at]) + w.square().sum() / (2 * len(x))
-
-    make = lambda seed: nn.ParameterList([nn.Parameter(torch.zeros(31, 1, dtype=torch.float64))])  # noqa: E731
-    said = "breast cancer, logistic regression, all data, to within 1e-6 of the lowest loss"
-    return Problem(said, make, loss, len(x), len(x), 0.0663940698 + 1e-6, 400, look=1, one_seed=True)
-
-
-def digits(*, autoencoder: bool) -> Problem:
-    """A net of one hidden layer that names digits, or a deep autoencoder of them."""
-    data = load_digits()
-    x, y = torch.tensor(data.data).float() / 16, torch.tensor(data.target)
-    widths = (64, 128, 32, 8, 32, 128, 64) if autoencoder else (64, 128, 10)
-
-    def make(seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
-        parts = [part for layer in layers for part in (layer, nn.Tanh() if autoencoder else nn.ReLU())]
-        return nn.Sequential(*parts[:-1])
-
-    def loss(model: nn.Module, at: Tensor | slice) -> Tensor:
-        return F.mse_loss(model(x[at]), x[at]) if autoencoder else F.cross_entropy(model(x[at]), y[at])
-
-    said = "digits, deep autoencoder, to a squared error of 0.016" if autoencoder else "digits, MLP, to a loss of 0.02"
-    return Problem(f"{said} on the training data", make, loss, len(x), 128, 0.016 if autoencoder else 0.02, 300)
-
-
-def letters() -> Problem:
-    """LetterRecognition: an MLP to 95 % of held-out letters; R's mlbench, read by rdata once, kept beside it."""
-    kept = DATA / "letters.npz"
-    if not kept.exists():
-        import rdata
-
-        table = rdata.read_rda(DATA / "LetterRecognition.rda")["LetterRecognition"]
-        np.savez_compressed(
-            kept, x=table.iloc[:, 1:].to_numpy().astype("uint8"), y=table.iloc[:, 0].cat.codes.to_numpy()
-        )
-    data = np.load(kept)
-    x, y = torch.tensor(data["x"]).float() / 7.5 - 1, torch.tensor(data["y"]).long()
-    num = 16_000
-
-    def loss(model: nn.Module, at: Tensor | slice) -> Tensor:
-        return F.cross_entropy(model(x[:num][at]), y[:num][at])
-
-    def errors(model: nn.Module) -> Tensor:
-        return (model(x[num:]).argmax(1) != y[num:]).float().mean()
-
-    said = "LetterRecognition, MLP of two layers of 128, to 95 % of 4,000 held-out letters"
-    make = _nets(16, 128, 128, 26)
-    return Problem(said, make, loss, num, 128, 0.05, 2000, look=50, judge=errors, batches=True)
-
-
-def text() -> Problem:
-    """Characters of Python's own help after the eight before them (Bengio et al. 2003), to fixed bits per character."""
-    from pydoc_data.topics import topics
-
-    data = np.frombuffer("".join(topics[name] for name in sorted(topics)).encode("ascii", "ignore"), dtype=np.uint8)
-    known, codes = np.unique(data, return_inverse=True)
-    rows = torch.tensor(codes).unfold(0, 9, 1)
-    num, held = len(rows) * 19 // 20, len(rows) // 20
-
-    def make(seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            table, first, last = nn.Embedding(len(known), 16), nn.Linear(128, 128), nn.Linear(128, len(known))
-        return nn.Sequential(table, nn.Flatten(), first, nn.ReLU(), last)
-
-    def loss(model: nn.Module, at: Tensor | slice) -> Tensor:
-        some = rows[:num][at]
-        return F.cross_entropy(model(some[:, :8]), some[:, 8])
-
-    def bits(model: nn.Module) -> Tensor:
-        some = rows[-held:][::4]
-        return F.cross_entropy(model(some[:, :8]), some[:, 8]) / math.log(2)
-
-    said = f"Python's help, characters after the eight before, MLP, to {BITS} bits a held-out character"
-    return Problem(said, make, loss, num, 256, BITS, 800, look=25, judge=bits, batches=True)
-
-
-def _nets(*widths: int) -> Callable[[int], nn.Module]:
-    def make(seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            parts = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
-        return nn.Sequential(*parts[:-1])
-
-    return make
-
-
-PROBLEMS: dict[str, Callable[[], Problem]] = {
-    "cancer": cancer,
-    "digits": lambda: digits(autoencoder=False),
-    "autoencoder": lambda: digits(autoencoder=True),
-    "letters": letters,
-    "text": text,
-}
 
 
 def settings_of(name: str, multiple: float) -> Optimizer:
@@ -227,13 +98,18 @@ def looked(problem: Problem, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def best_of(cells: Cells, problem: str, name: str) -> tuple[float, list[float], list[float]] | None:
-    """The multiple with the lowest median of gradients, and its gradients and seconds by seed; None if nothing ran."""
+    """The multiple with the lowest median of gradients, and its gradients and seconds by seed; None if nothing ran.
+
+    Of the multiples that went on with most seeds: the others were out after the first.
+    """
     found = []
     for multiple in MULTIPLES:
         start = f"{problem} {name} {multiple:g} "
         runs = [value for key, value in cells.items() if key.startswith(start)]
         if runs:
             found.append((multiple, [run[0] for run in runs], [run[1] for run in runs]))
+    most = max((len(one[1]) for one in found), default=0)
+    found = [one for one in found if len(one[1]) == most]
     return min(found, key=lambda one: (statistics.median(one[1]), statistics.median(one[2]))) if found else None
 
 
@@ -270,7 +146,8 @@ def text_of(cells: Cells, problems: list[str], *, picture: bool) -> str:
         "",
         f"Medians over the seeds of gradients and processor seconds, at the best of the multiples {multiples} of ",
     ]
-    lines[-1] += "the default rate; a run that misses is infinite. Methods on all data take larger gradients: compare "
+    lines[-1] += "the default rate; the two that arrive first with the first seed go on with the others where not all "
+    lines[-1] += "were run. A run that misses is infinite. Methods on all data take larger gradients: compare "
     lines[-1] += (
         "their seconds. Other work ran on the machine, so differences of a few tens of percent in seconds are noise."
     )
@@ -287,11 +164,11 @@ def text_of(cells: Cells, problems: list[str], *, picture: bool) -> str:
         lines += ["", "![The share of problems that each solves within a multiple of the fastest one's seconds]"]
         lines[-1] += "(optimizers.svg)"
     missing = ", ".join(name for name in PROBLEMS if name not in problems)
-    lines += ["", f"Not run here: {missing or 'none of the script'}; Fashion-MNIST and Austen, which are too long for "]
-    lines[-1] += (
-        "this table. Methods on all data are not run on letters and text, and count as missed there: one of their "
-    )
-    lines[-1] += "gradients is of all samples."
+    lines += [
+        "",
+        f"Not run here: {missing or 'none of the script'}. Methods on all data are not run where a gradient of ",
+    ]
+    lines[-1] += "all samples would take too long (letters, fashion, text, austen), and count as missed there."
     return "\n".join(lines) + "\n"
 
 
@@ -343,8 +220,10 @@ def main() -> None:
     for place in given.problems if not given.report_only else ():
         problem = PROBLEMS[place]()
         for name in OPTIMIZERS:
-            for multiple in MULTIPLES:
-                for seed in range(1 if problem.one_seed else given.seeds):
+            for seed in range(1 if problem.one_seed else given.seeds):
+                for multiple in (
+                    sorted(MULTIPLES, key=lambda one: cells[f"{place} {name} {one:g} 0"])[:GO_ON] if seed else MULTIPLES
+                ):
                     key = f"{place} {name} {multiple:g} {seed}"
                     if key not in cells:
                         cells[key] = run(problem, settings_of(name, multiple), seed)
