@@ -564,6 +564,7 @@ def test_train_writes_a_model_that_loads(trimtab: Trimtab, tmp_path: Path) -> No
     refused(trimtab("train", "job.py:digits", "--until", "accuracy"), "Cannot read --until accuracy: give METRIC=VALUE")
     refused(trimtab("train", "job.py:digits", "--budget", "10"), "Cannot read --budget 10: give a number and s, m or h")
     refused(trimtab("train", "job.py:digits", "--lr", "0"), "lr > 0")
+    refused(trimtab("train", "job.py:digits", "--set", "clip=0"), "Fit(clip=0) is the largest norm of a gradient")
     refused(trimtab("optimize", "job.py:digits", "--model", "nowhere"), "nowhere")
     refused(
         trimtab("train", "job.py:digits", "--optimizer", "lino"), "There is no optimizer 'lino'; the optimizers are"

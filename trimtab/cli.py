@@ -206,9 +206,11 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Instead of the task's.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="A name, e.g. lion; its own rate and schedule.")] = None,
     precision: Annotated[TrainPrecision | None, typer.Option(help="Of the forward pass.")] = None,
-    prune_samples: Annotated[float | None, typer.Option(help="Chance to skip a sample of small loss.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write (default: runs/TASK-trained).")] = None,
     track: Annotated[list[str] | None, typer.Option(help="As for optimize: tensorboard, mlflow, KIND:WHERE.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting of Fit, e.g. recompute=0.5, ema=0.99.")
+    ] = None,
     *,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="By torch.compile.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress display.")] = False,
@@ -222,6 +224,8 @@ def train(
       trimtab train fashion --until accuracy=0.85 --budget 10m
 
       trimtab train mytask.py:make --epochs 20 --optimizer lion --precision bf16 --output trained
+
+      trimtab train mytask.py:make --set recompute=0.5 --set ema=0.99 --set clip=1
     """
     from dataclasses import replace
 
@@ -234,16 +238,16 @@ def train(
     goal, seconds = teaching.parse_until(until), teaching.seconds_of(budget)
     model, described = resolve(task)
     asked = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "precision": precision, "compile": compile}
-    asked |= {"prune_samples": prune_samples}
     given = {name: getattr(value, "value", value) for name, value in asked.items() if value is not None}
+    given = teaching.parse_settings(settings or ()) | given
     if optimizer is not None:
         find_optimizer(optimizer)
         # The task's rate, decay and schedule were for another one.
         given = {"optimizer": optimizer, "lr": None, "weight_decay": None, "schedule": None} | given
-    settings = replace(described.fit or Fit(), **given)  # type: ignore[arg-type]
+    chosen = replace(described.fit or Fit(), **given)  # type: ignore[arg-type]
     place = output or Path(f"runs/{described.name}-trained")
-    with tracked_training(place, described, settings, track or ()) as log:
-        how: dict[str, Any] = {"settings": settings, "until": goal, "budget": seconds, "quiet": quiet, "log": log}
+    with tracked_training(place, described, chosen, track or ()) as log:
+        how: dict[str, Any] = {"settings": chosen, "until": goal, "budget": seconds, "quiet": quiet, "log": log}
         trained = teaching.train(model, described, output=place, **how)
     name = f"{described.metric.name} on select"
     typer.echo(f"{name}: {trained.metric:.4g} after {trained.steps} steps: {trained.why}\nwrote {trained.folder}")

@@ -7,8 +7,9 @@ import torch
 
 import trimtab as tt
 from tests.train.toy import FIT, same_weights, toy_net, toy_task
+from trimtab.core import Fit
 from trimtab.errors import RunError, TaskError
-from trimtab.teach.train import parse_until, seconds_of, train, trained_by
+from trimtab.teach.train import KINDS, parse_settings, parse_until, seconds_of, train, trained_by
 from trimtab.train.keep import ENDED_BY_SIGTERM
 from trimtab.train.loop import fit, predict
 
@@ -85,3 +86,25 @@ def test_flags_that_cannot_be_read_say_how_they_are_written():
     for text in ("10", "m", ""):
         with pytest.raises(TaskError, match=f"Cannot read --budget {text}: give a number and s, m or h"):
             seconds_of(text)
+
+
+def test_any_setting_of_fit_can_be_given_by_name():
+    given = ["recompute=0.5", "recompute=True", "nan=skip", "ema=0.99", "schedule=None", "epochs=3", "compile=False"]
+    settings = dataclasses.replace(Fit(), **parse_settings(given))
+    assert settings == Fit(recompute=True, nan="skip", ema=0.99, epochs=3)
+    assert set(KINDS) == {field.name for field in dataclasses.fields(Fit)}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("clop=1", "Cannot read --set clop=1: give NAME=VALUE, e.g. recompute=0.5; the names are epochs, lr, .*clip"),
+        ("clip", "Cannot read --set clip: give NAME=VALUE"),
+        ("clip=", "Cannot read --set clip=: give NAME=VALUE"),
+        ("clip=one", "Cannot read --set clip=one: clip takes int or float or None"),
+        ("epochs=1.5", "Cannot read --set epochs=1.5: epochs takes int"),
+    ],
+)
+def test_a_setting_that_fit_does_not_have_is_refused(given, says):
+    with pytest.raises(TaskError, match=says):
+        parse_settings([given])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ from trimtab.train.loop import Step, score, training
 TRAIN_PHASES = {"training": 60.0}
 TOLD_EVERY_SECONDS, LOGGED_EVERY_SECONDS = 0.1, 1.0
 Log = Callable[[int, Mapping[str, float]], None]
+# what each setting of `Fit` may be
+KINDS: dict[str, tuple[type, ...]] = dict.fromkeys(("epochs", "batch_size", "seed", "accumulate"), (int,))
+KINDS |= dict.fromkeys(("compile",), (bool,)) | dict.fromkeys(("precision", "nan", "optimizer"), (str,))
+KINDS |= {"recompute": (bool, int, float), "warmup": (int, float), "schedule": (str, type(None))}
+NUMBERS = ("lr", "weight_decay", "clip", "ema", "tail", "prune_samples")
+KINDS |= dict.fromkeys(NUMBERS, (int, float, type(None)))
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -120,6 +127,36 @@ def parse_until(text: str | None) -> tuple[str, float] | None:
         return name.strip(), float(value)
     except ValueError as error:
         raise TaskError(f"Cannot read --until {text}: give METRIC=VALUE, e.g. accuracy=0.9.") from error
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Settings of `Fit` by name.
+
+    >>> parse_settings(["recompute=0.5", "nan=skip", "accumulate=4"])
+    {'recompute': 0.5, 'nan': 'skip', 'accumulate': 4}
+
+    Raises:
+        TaskError: one is no such pair, or `Fit` has no such setting.
+    """
+    names = [field.name for field in fields(Fit)]
+    found = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if name not in names or not equals or not value:
+            raise TaskError(
+                f"Cannot read --set {text}: give NAME=VALUE, e.g. recompute=0.5; the names are {', '.join(names)}."
+            )
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value  # a word
+        if type(found[name]) not in KINDS[name]:
+            raise TaskError(f"Cannot read --set {text}: {name} takes {_kinds(name)}.")
+    return found
+
+
+def _kinds(name: str) -> str:
+    return " or ".join("None" if kind is type(None) else kind.__name__ for kind in KINDS[name])
 
 
 def seconds_of(text: str | None) -> float | None:
