@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,16 @@ return [...document.querySelectorAll('section.card *')]
   .filter((part) => part.getBoundingClientRect().right > part.closest('section').getBoundingClientRect().right + 1)
   .map((part) => part.tagName + ' ' + part.textContent.slice(0, 40));
 """
+# What scrolls on a screen is cut on paper; text for screen readers alone is one dot wide.
+CUT = """
+return [...document.querySelectorAll('main *')]
+  .filter((part) => !(part instanceof SVGElement) && part.clientWidth > 1 && part.scrollWidth > part.clientWidth + 1
+    && getComputedStyle(part).overflowX !== 'visible')
+  .map((part) => part.tagName + ' ' + part.className + ' ' + part.textContent.slice(0, 40));
+"""
+# An A4 sheet at 96 dots an inch, and Chromium's margins of 1 cm.
+PAPER = {"paperWidth": 8.27, "paperHeight": 11.69}
+SHEET_WIDTH, SHEET_HEIGHT = round(96 * (8.27 - 0.8)), round(96 * (11.69 - 0.8))
 VIEWS = {"light": (1200, "light"), "dark": (1200, "dark"), "phone": (360, "light")}
 MADE: dict[str, Callable[[], sample.Evidence]] = {
     "pass": sample.evidence,
@@ -183,6 +194,27 @@ def test_it_prints_whole_and_in_the_colours_of_paper(browser: webdriver.Chrome, 
     assert base64.b64decode(printed)[:5] == b"%PDF-"
     browser.execute_script("window.dispatchEvent(new Event('afterprint'))")
     assert browser.execute_script("return document.documentElement.className") == ""
+
+
+def test_nothing_is_cut_on_paper(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    path = tmp_path / "sheets.html"
+    path.write_text(page(sample.evidence()), encoding="utf-8")
+    show(browser, path, "light")
+    browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    size = {"width": SHEET_WIDTH, "height": SHEET_HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    assert browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth") <= 0
+    assert browser.execute_script(OUTSIDE_THEIR_CARD) == []
+    assert browser.execute_script(CUT) == []
+    closed = browser.execute_script("return document.querySelectorAll('details:not([open])').length")
+    assert closed == 0
+    height = browser.execute_script("return document.documentElement.scrollHeight")
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False, **PAPER})["data"]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    path.with_suffix(".pdf").write_bytes(base64.b64decode(printed))
+    sheets = len(re.findall(rb"/Type\s*/Page\b", base64.b64decode(printed)))
+    assert height / SHEET_HEIGHT <= sheets <= 1.5 * height / SHEET_HEIGHT + 1, "all of it, without empty sheets"
 
 
 def test_every_candidate_can_be_reached_by_keyboard(browser: webdriver.Chrome, tmp_path: Path) -> None:

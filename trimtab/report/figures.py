@@ -13,6 +13,8 @@ from trimtab.report import words
 from trimtab.report.parts import Evidence, figure, section, small, table
 
 SHOWN_LAYERS, SHOWN_BARS, SHOWN_STAIRS = 40, 24, 6
+# Of the time of the layer that takes most: what takes less does not matter, and would lie on the axis.
+LEAST_STAIR = 0.03
 STATES = {"int8": "on integers", "float": "in floating point"}
 
 
@@ -123,17 +125,24 @@ def sensitivity(evidence: Evidence) -> str:
 
 def staircase(evidence: Evidence) -> str:
     """Measured time against width, for the layers that mattered."""
-    found = evidence.get("staircase", ())
+    found = _stairs(evidence)
     if not found:
         return ""
-    names = ", ".join(one["layer"] for one in found[:SHOWN_STAIRS])
+    names = ", ".join(one["layer"] for one in found)
     return section(
         "staircase",
         "Time against width",
         figure("staircase-plot", f"Measured time of {names} at each width that was measured"),
-        "Measured in the chosen runtime on this machine, in floating point; a ring marks the measured width that is "
-        "nearest to the chosen one.",
+        "Measured in the chosen runtime on this machine, in floating point, at the points; a ring marks the measured "
+        "width that is nearest to the chosen one.",
     )
+
+
+def _stairs(evidence: Evidence) -> list[Mapping[str, Any]]:
+    """The layers that mattered, the dearest first."""
+    found = evidence.get("staircase", ())
+    least = LEAST_STAIR * max((max(one["ms"]) for one in found), default=0.0)
+    return [one for one in found if max(one["ms"]) >= least][:SHOWN_STAIRS]
 
 
 def serving(evidence: Evidence) -> str:
@@ -195,6 +204,6 @@ def plot_data(evidence: Evidence) -> dict[str, Any]:
         else [],
         "metric": evidence["task"]["metric"],
         "sensitivity": list(evidence.get("sensitivity", ()))[:SHOWN_BARS],
-        "staircase": list(evidence.get("staircase", ()))[:SHOWN_STAIRS],
+        "staircase": _stairs(evidence),
         "timeline": list(evidence.get("timeline", ())),
     }

@@ -3,6 +3,8 @@
   let data = JSON.parse(document.getElementById("data").textContent);
   const narrow = window.matchMedia("(max-width: 520px)");
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  // A plot is drawn before the sheet is known: this fits A4 and Letter with margins of 2 cm.
+  const PAPER_WIDTH = 640, paper = () => document.documentElement.classList.contains("paper");
   const config = { displayModeBar: false, responsive: true, scrollZoom: false };
 
   const colours = () => {
@@ -33,6 +35,7 @@
       ...(narrow.matches ? { entrywidth: 0.5, entrywidthmode: "fraction" } : {}),
     },
     hoverlabel: { bgcolor: c.card, bordercolor: c.line, font: { color: c.ink }, align: "left" },
+    ...(paper() ? { width: PAPER_WIDTH } : {}),
     ...more,
   });
 
@@ -107,10 +110,10 @@
   const stairs = (c) => {
     const shades = [c.accent, c.free, c.dot, c.fail, c.pass, c.ink];
     const traces = data.staircase.flatMap((s, i) => [
-      { type: "scatter", mode: "lines+markers", name: s.layer, x: s.widths, y: s.ms, line: { color: shades[i % 6], width: 1.6, shape: "hv" }, marker: { size: 4 } },
+      { type: "scatter", mode: "lines+markers", name: s.layer, x: s.widths, y: s.ms, line: { color: shades[i % 6], width: 1.6 }, marker: { size: 5 } },
       { type: "scatter", mode: "markers", showlegend: false, x: [s.chosen], y: [s.ms[s.widths.indexOf(s.chosen)]], marker: { size: 13, symbol: "circle-open", color: shades[i % 6], line: { width: 2 } }, hoverinfo: "skip" },
     ]);
-    return [traces, layout(c, { xaxis: { ...axis(c), title: title("channels, % of the original's") }, yaxis: { ...axis(c), title: title("ms"), rangemode: "tozero" } })];
+    return [traces, layout(c, { xaxis: { ...axis(c), title: title("channels, % of the original's"), rangemode: "tozero" }, yaxis: { ...axis(c), title: title("ms"), rangemode: "tozero" } })];
   };
 
   const timeline = (c) => {
@@ -132,7 +135,7 @@
     const c = colours();
     for (const [id, make] of Object.entries(figures)) {
       const place = document.getElementById(id), made = place && make(c);
-      if (made) Plotly.react(place, ...made, config);
+      if (made) Plotly.react(place, ...made, { ...config, responsive: !paper() });
       else if (place) place.closest("figure").hidden = true;
     }
   };
