@@ -171,7 +171,8 @@ def run(
     loaded = MODELS[name](cache)
     graph = capture(loaded.module, loaded.task.select.batch(slice(0, 2)).inputs)
     job = Job(loaded, graph, work, {name: python for name, python in pythons.items() if python})
-    exact = predict(loaded.module, loaded.task.verify.open("benchmark").inputs, batch_size=50)
+    judged = loaded.task.verify.open("benchmark").inputs
+    exact = predict(loaded.module, judged, batch_size=50)
     for cell in todo:
         folder = work / cell.key / "file"
         shutil.rmtree(folder, ignore_errors=True)
@@ -179,17 +180,17 @@ def run(
         spent = cell.make(job, folder)
         finish(job, cell, folder)
         if (cell.name, cell.runtime) not in told:
-            judge(job, cell, spent, exact)
+            judge(job, cell, spent, (judged, exact))
 
 
-def judge(job: Job, cell: Cell, spent: float, exact: Tensor) -> None:
-    """What is left of the model in the file of a cell, as its runtime serves it."""
+def judge(job: Job, cell: Cell, spent: float, answers: tuple[tuple[Tensor, ...], Tensor]) -> None:
+    """What is left of the model in the file of a cell, as its runtime serves it; `answers`: inputs, exact outputs."""
+    judged, exact = answers
     folder, name = job.work / cell.key / "file", job.loaded.name
     served = Served(RUNTIMES[cell.runtime].load(folder, precision=cell.precision, threads=1, exact=False))
     found = {"model": name, "cell": cell.name, "runtime": cell.runtime, "ours": cell.ours, "data": job.loaded.data}
     found |= {"seconds": spent, "bits": usable_bits(), "samples": SAMPLES}
     found |= {"bytes": size_bytes(folder), "quality": job.loaded.quality(served)}
-    judged = job.loaded.task.verify.open("benchmark").inputs
     found |= divergence(name, exact, predict(served, judged, batch_size=50))
     write_json(folder.with_name("cell.json"), found)
     print(name, cell.key, found, flush=True)

@@ -30,14 +30,23 @@ def conditions(rows: list[Row]) -> str:
     """On what, with what, how often."""
     used = versions(["torch", "onnxruntime", "openvino"])
     told = ", ".join(f"{name} {version}" for name, version in used.items())
-    old = [row["earlier"] for row in rows if "earlier" in row]
-    again = f" {len(old)} rows are those of an earlier run, {old[0]}; latencies were taken anew." if old else ""
+    again = told_earlier(rows)
     return (
         f"{stamp()['cpu']}, {', '.join(stamp()['features'])}; 1 thread; {told}, Python {stamp()['python']}. One run "
         f"each, no randomness; {rows[0]['samples']} calibration samples of the train split, the same for all; weights "
         f"of static int8 have {rows[0]['bits']} bits. Seconds are of the wall clock, other work beside them. Bold: the "
         f"best of a column, the original left out.{again}"
     )
+
+
+def told_earlier(rows: list[Row]) -> str:
+    """How many rows are of an earlier run, and which races are not; nothing if all are of this one."""
+    old = [row["earlier"] for row in rows if "earlier" in row]
+    if not old:
+        return ""
+    anew = dict.fromkeys(f"{row['model']} in {row['runtime']}" for row in rows if row["times"] and "n" in row["times"])
+    races = f", but for the races of {', '.join(anew)}" if anew else ""
+    return f" {len(old)} rows are those of an earlier run, {old[0]}{races}."
 
 
 def by_model(rows: list[Row]) -> dict[str, list[Row]]:

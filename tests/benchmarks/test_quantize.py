@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from quantized.earlier import read_earlier
 from torch import nn
 
 from trimtab.core import Task
-from trimtab.files import write_json
+from trimtab.files import read_json, write_json
 
 SPLITS = ("train", "select", "verify")
 
@@ -83,7 +84,10 @@ def test_an_earlier_report_is_read_back_as_it_was_written(tmp_path: Path) -> Non
     assert {row["earlier"] for row in again} == {file.name}
     anew = quantize.report(again)
     assert anew[3:] == lines[3:]
-    assert anew[2] == f"{lines[2]} 4 rows are those of an earlier run, {file.name}; latencies were taken anew."
+    assert anew[2] == f"{lines[2]} 4 rows are those of an earlier run, {file.name}."
+    mixed = quantize.report([*rows()[:2], *again[2:]])
+    words = f"2 rows are those of an earlier run, {file.name}, but for the races of Fashion-MNIST in openvino."
+    assert mixed[2].endswith(words)
     assert quantize.page(again, "x.md") == quantize.page(rows(), "x.md")
     close = rows()
     close[0]["times"]["gains"][key("NNCF, mixed", "openvino")] = [1.0, 0.9651, 1.05]  # 0.97 in the table
@@ -107,13 +111,30 @@ def test_cells_of_today_replace_earlier_ones_and_races_are_of_one_run(tmp_path: 
     assert [one["times"] for one in quantize.joined(tmp_path, rows())] == [times, None, times, None]
 
 
-def test_of_a_cell_that_is_told_of_only_the_file_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raced, plain = (Cell(name, "onnxruntime", write, timed=timed) for name, timed in (("a", True), ("b", False)))
+@pytest.fixture
+def linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model, and two cells whose files a runtime serves that answers nothing but ones."""
+    cells = [Cell(name, "onnxruntime", write, timed=timed) for name, timed in (("a", True), ("b", False))]
     data = torch.randn(3, 4, 3)
     task = Task.of("t", **{name: (x, torch.tensor([0, 1, 2, 0])) for name, x in zip(SPLITS, data, strict=True)})
-    loaded = Loaded("Linear", nn.Linear(3, 3), task, lambda model: {}, "four rows")
+    loaded = Loaded("Linear", nn.Linear(3, 3), task, lambda model: {"mean": float(model(data[0]).mean())}, "four rows")
+    served = SimpleNamespace(load=lambda folder, **how: lambda inputs: np.ones((1, 3), np.float32))
     monkeypatch.setattr(quantize, "MODELS", {"Linear": lambda cache: loaded})
-    monkeypatch.setattr(quantize, "cells_of", lambda name, skipped=(): [raced, plain])
+    monkeypatch.setattr(quantize, "cells_of", lambda name, skipped=(): cells)
+    monkeypatch.setattr(quantize, "RUNTIMES", {"onnxruntime": served})
+
+
+@pytest.mark.usefixtures("linear")
+def test_every_cell_is_made_and_judged_once(tmp_path: Path) -> None:
+    for _ in range(2):
+        quantize.run("Linear", tmp_path, tmp_path, {}, ())
+    found = [read_json(tmp_path / f"{name}-onnxruntime" / "cell.json") for name in "ab"]
+    assert [one["quality"] for one in found] == [{"mean": 1.0}, {"mean": 1.0}]
+    assert found[0]["relative error"] == found[1]["relative error"] > 0
+
+
+@pytest.mark.usefixtures("linear")
+def test_of_a_cell_that_is_told_of_only_the_file_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "judge", lambda *given: pytest.fail("judged again"))
     for _ in range(2):  # the second time it is there
         quantize.run("Linear", tmp_path, tmp_path, {}, (), told=[("a", "onnxruntime"), ("b", "onnxruntime")])
