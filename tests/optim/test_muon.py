@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -8,7 +9,7 @@ from tests.optim.problems import Point
 from tests.reference import optimizers as reference
 from trimtab.graph.capture import capture
 from trimtab.optim.adaptive import AdamW
-from trimtab.optim.muon import Muon, as_matrix, hidden_matrices, orthogonal
+from trimtab.optim.muon import Muon, as_matrix, faster_in_bf16, hidden_matrices, orthogonal
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -78,3 +79,17 @@ def test_what_is_not_hidden_takes_adamw_bit_for_bit():
 def test_singular_values_come_near_one():
     values = torch.linalg.svdvals(orthogonal(start(40, 90)))
     assert 0.6 < values.min() < values.max() < 1.3
+
+
+@pytest.mark.parametrize(("shape", "large"), [((256, 256), True), ((1152, 128), True), ((128, 128), False)])
+def test_large_products_are_in_bf16_where_the_processor_has_it(shape, large, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert faster_in_bf16(matrix if shape[0] <= shape[1] else matrix.T) == large
+    found, exact = orthogonal(matrix), orthogonal(matrix.double())
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    in_fp32 = orthogonal(matrix)
+    assert found.dtype == in_fp32.dtype == torch.float32
+    assert torch.equal(found, in_fp32) != large
+    torch.testing.assert_close(in_fp32.double(), exact, rtol=0, atol=1e-4)
+    assert (found - exact).norm() < 0.02 * exact.norm()

@@ -3,8 +3,9 @@
 Which is which is read from the model: weights of two or more dims are hidden, unless they are an embedding, the last
 layer, or a single row or column; convolutions count as a matrix [out, in * kernel]. The step's root mean square is
 that of AdamW (Liu 2025, "Muon is scalable for LLM training"), so that one learning rate and one decay serve both.
-Differs from the paper and from torch's own: products are in fp32 on CPU, where bf16 may be emulated. Cost: 15 matrix
-products a matrix and step; state: one tensor a hidden weight, two for the others.
+Differs from the paper and from torch's own: products are in bf16 only where that is faster, on a GPU and for large
+matrices on a CPU that has the instructions. Cost: 15 matrix products a matrix and step; state: one tensor a hidden
+weight, two for the others.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from trimtab.optim.flat import Closure, arithmetic, gradients, restore_dtypes_, 
 
 # Jordan's quintic: takes singular values from (0, 1] to about 1 in five turns.
 COEFFICIENTS, TURNS = (3.4445, -4.7750, 2.0315), 5
+# Multiply-adds of a product from which bf16 is faster on a CPU: .9 times as fast at 2 M, 1.7 times at 17 M, 2.6 at 1 G.
+LARGE = 2**24
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,21 @@ def orthogonal(matrix: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    if x.device.type == "cuda":
+    if x.dtype == torch.float32 and faster_in_bf16(x):
         x = x.bfloat16()
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(TURNS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.T if tall else x).to(matrix.dtype)
+
+
+def faster_in_bf16(wide: Tensor) -> bool:
+    """Whether the products of a matrix [rows, columns], rows <= columns, are; the same on each machine of a kind."""
+    if wide.device.type != "cpu":
+        return wide.device.type == "cuda"
+    rows, columns = wide.shape
+    return rows * rows * columns >= LARGE and torch.cpu._is_avx512_bf16_supported()
 
 
 class MuonOptimizer(torch.optim.Optimizer):
