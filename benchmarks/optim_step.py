@@ -192,8 +192,8 @@ Names with a package in front are that package's; the others are trimtab's. Writ
 
 Not measured in this run: {", ".join(name for name in CONTESTANTS if name not in results) or "none"}.
 
-SOAP's products leave out the decompositions, of which it does one a side in ten steps; torch's Muon multiplies in \
-bf16, and the products it is held against are fp32.
+SOAP's products leave out the decompositions, of which it does one a side in ten steps; both Muons multiply in \
+bf16 where the processor has it, and the products they are held against are fp32.
 """
     of = "" if threads == 1 else f"_{threads}_threads"
     path = ROOT / f"benchmarks/results/optim_step{of}_cpu_{datetime.date.today().isoformat()}.md"
