@@ -140,7 +140,7 @@ class Asked:
 
 def _time_left(under_way: Exploration, asked: Asked) -> bool:
     limited = under_way.job.goal.minutes is not None or asked.search.trials is not None
-    return limited and under_way.clock.left() > 0
+    return limited and under_way.clock.room()
 
 
 def _listed(under_way: Exploration, recipes: Sequence[Recipe]) -> None:
@@ -149,7 +149,7 @@ def _listed(under_way: Exploration, recipes: Sequence[Recipe]) -> None:
     for place, recipe in enumerate(recipes):
         before = job.held.has(f"screens/{key(recipe)}")  # what a killed run had ended costs nothing
         late = Skip(recipe.name, under_way.late())
-        if not before and (under_way.clock.left() < 0 or job.held.has("choice")) and job.goal.minutes is not None:
+        if not before and (not under_way.clock.room() or job.held.has("choice")) and job.goal.minutes is not None:
             under_way.ended[key(recipe)] = Tried(recipe, skipped=(late,))
             continue
         job.show.trial(place, len(recipes), recipe.name)
@@ -231,7 +231,7 @@ def _sampled(under_way: Exploration, asked: Asked) -> None:
     if job.held.has("choice"):
         return
     _tell_space(job, space, url)
-    while under_way.clock.left() > 0:
+    while under_way.clock.room():
         ended = sampler.ended()
         done = sum("foreseen" not in result.notes and BESIDE not in result.notes for _, result in ended)
         if search.trials is not None and (done >= search.trials or len(ended) >= FORESEEN * search.trials):

@@ -23,3 +23,19 @@ def test_time_adds_up_over_processes_and_a_jumping_wall_clock_changes_nothing(tm
     assert second.spent() == pytest.approx(35)
     assert second.left() == pytest.approx(85)
     assert Clock(tmp_path, None).left() == float("inf")
+
+
+def test_a_candidate_is_begun_while_half_of_what_one_takes_is_left(tmp_path: Path, monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+    own = Clock(tmp_path, minutes=1)
+    assert own.room()
+    now[0] = 20.0
+    own.commit()
+    own.commit()  # one that was known took no time, and tells nothing
+    now[0] = 49.0
+    assert own.room()
+    now[0] = 51.0
+    assert not own.room(), "9 seconds are left, and one takes 20"
+    assert own.left() == 9
+    assert Clock(tmp_path, minutes=None).room()
