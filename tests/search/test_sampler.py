@@ -11,7 +11,7 @@ from trimtab.errors import RunError
 
 pytest.importorskip("optuna")
 
-from trimtab.search.sampler import Proposal, Result, Sampler, all_picks, filled, local, shown
+from trimtab.search.sampler import SAME, Proposal, Result, Sampler, all_picks, filled, local, shown
 
 SLOTS = (
     Slot("cut", ("-", "1", "2", "3"), ordered=True),
@@ -102,6 +102,38 @@ def test_what_another_process_is_at_is_not_begun_again(tmp_path: Path) -> None:
     assert theirs.picks != mine.picks
     one.tell(mine, Result((0.5, 0.5)))
     assert [proposal for proposal, _ in other.ended()] == [mine]
+
+
+def drawn_twice(folder: Path) -> tuple[Sampler, Sampler, dict[str, str]]:
+    """Two processes' samplers, and the picks that each of them will be given next."""
+    one, other = (sampler(folder, worker=name, alone=False, first=()) for name in "ab")
+    picks = list(all_picks(SLOTS))[3]
+    for _ in range(2):
+        one._study.enqueue_trial(one._params(picks))
+    return one, other, picks
+
+
+def test_of_two_that_draw_the_same_at_once_the_last_to_write_gives_it_up(tmp_path: Path) -> None:
+    one, other, picks = drawn_twice(tmp_path)
+    earlier = other._next()
+    mine = one._taken(one._next())
+    assert mine
+    assert (mine.picks, mine.number) == (picks, earlier.number + 1)
+    assert other._taken(earlier) is None
+    one.tell(mine, Result((0.5, 0.5)))
+    assert [proposal for proposal, _ in one.ended()] == [mine]
+
+
+def test_what_both_gave_up_is_tried_in_the_end(tmp_path: Path) -> None:
+    one, other, _ = drawn_twice(tmp_path)
+    trials = [own._next() for own in (one, other)]
+    for own, trial, twin in zip((one, other), trials, reversed(trials), strict=True):
+        own._filled(trial)
+        own._end(trial.number, None, {SAME: twin.number})
+    assert one.ended() == []
+    while proposal := one.ask():
+        one.tell(proposal, Result(costs(proposal.picks)))
+    assert len(one.ended()) == len(list(all_picks(SLOTS)))
 
 
 def test_a_storage_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ STORAGE_FILE = "trials.db"
 STUDY = "trimtab"
 IDENTITY, READY, WORKER = "identity", "ready", "worker"
 BESIDE = "beside"  # of what became known beside a proposal
+SAME = "same as"  # of what was proposed again: the number of the one before
 STARTUP = 10
 TABLES_TRIES = 5
 AS_BEFORE = 3  # proposals that were tried already, before one is drawn from what was not
@@ -113,14 +114,13 @@ class Sampler:
         """The next that nobody has tried, first of all what this process left undone; None if all have been tried."""
         for _ in range(AS_BEFORE):
             with self._reached():
-                trial = self._undone() or self._next()
-                picks = self._filled(trial)
-                before = self._twin(trial.number, picks)
-                if before is None:
-                    return Proposal(trial.number, picks, self._worker)
-                self._end(trial.number, before.values, {"same as": before.number})
+                if own := self._taken(self._undone() or self._next()):
+                    return own
         with self._reached():
-            return self._untried()
+            while self._enqueue_untried():
+                if own := self._taken(self._next()):
+                    return own
+        return None
 
     def tell(self, proposal: Proposal, result: Result) -> None:
         """Commit how a candidate ended."""
@@ -157,7 +157,7 @@ class Sampler:
         found = []
         for one in trials:
             notes = dict(one.user_attrs)
-            if "same as" in notes:
+            if SAME in notes:
                 continue
             rungs = tuple((float(x), float(y)) for x, y in notes.pop("rungs", ()))
             costs = (float(one.values[0]), float(one.values[1])) if one.values else None
@@ -219,26 +219,39 @@ class Sampler:
                 picks[slot.name] = trial.suggest_categorical(slot.name, slot.options)
         return picks
 
+    def _taken(self, trial: Any) -> Proposal | None:
+        """The proposal, if nobody else has it or had it; else the trial is ended.
+
+        Its picks are written before the others' are read. So of two processes that draw the same at once, whichever
+        writes last sees the other; where both do, both give it up, and go on after pauses of different lengths.
+        """
+        picks = self._filled(trial)
+        before = self._twin(trial.number, picks)
+        if before is None:
+            return Proposal(trial.number, picks, self._worker)
+        self._end(trial.number, before.values, {SAME: before.number})
+        if not before.state.is_finished():
+            time.sleep(POLL_S * random.Random(f"{self._worker} {trial.number}").random())
+        return None
+
     def _twin(self, number: int, picks: Mapping[str, str]) -> Any:
-        """The trial that ended with the same picks, or that another process began earlier."""
+        """The trial that ended with the same picks, or, for a trial that was begun, that somebody else is at."""
         params = self._params(picks)
         for one in self._study.get_trials(deepcopy=False):
-            under_way = one.number < number and not one.state.is_finished()
+            under_way = number >= 0 and not one.state.is_finished()
             if one.number != number and (one.values or under_way) and one.params == params:
                 return one
         return None
 
-    def _untried(self) -> Proposal | None:
-        """One of the picks that nobody has tried, drawn with the seed."""
+    def _enqueue_untried(self) -> bool:
+        """Put picks that nobody has tried, drawn with the seed, into the queue; False if there are none."""
         trials = self._study.get_trials(deepcopy=False)
-        tried = {json.dumps(one.params, sort_keys=True) for one in trials}
+        tried = {json.dumps(one.params, sort_keys=True) for one in trials if SAME not in one.user_attrs}
         left = [p for p in all_picks(self._slots) if json.dumps(self._params(p), sort_keys=True) not in tried]
-        if not left:
-            return None
-        picks = random.Random(f"{self._seed} {len(trials)}").choice(left)
-        self._study.enqueue_trial(self._params(picks))
-        trial = self._next()
-        return Proposal(trial.number, self._filled(trial), self._worker)
+        if left:
+            picks = random.Random(f"{self._seed} {len(trials)}").choice(left)
+            self._study.enqueue_trial(self._params(picks))
+        return bool(left)
 
     def _enqueue(self, first: Sequence[Mapping[str, str]]) -> None:
         for picks in first:
