@@ -43,6 +43,8 @@ AUSTEN = Package(
 )
 R = "usr/lib/R/site-library"
 HELP_BITS, AUSTEN_BITS = 2.3, 2.7
+Loss = Callable[[nn.Module, Tensor | slice], Tensor]
+Judge = Callable[[nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,14 @@ class Problem:
 
     said: str
     make: Callable[[int], nn.Module]
-    loss: Callable[[nn.Module, Tensor | slice], Tensor]
+    loss: Loss
     num: int
     batch: int
     target: float
     most: int
     look: int = 5  # steps between two looks at the whole loss
     one_seed: bool = False  # nothing is drawn
-    judge: Callable[[nn.Module], Tensor] | None = None  # what is to be reached, where it is not the loss on all samples
+    judge: Judge | None = None  # what is to be reached, where it is not the loss on all samples
     batches: bool = False  # methods on all data are not run: they would take as many gradients of all samples
 
 
@@ -83,12 +85,7 @@ def digits(*, autoencoder: bool) -> Problem:
     x, y = torch.tensor(data.data).float() / 16, torch.tensor(data.target)
     widths = (64, 128, 32, 8, 32, 128, 64) if autoencoder else (64, 128, 10)
 
-    def make(seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
-        parts = [part for layer in layers for part in (layer, nn.Tanh() if autoencoder else nn.ReLU())]
-        return nn.Sequential(*parts[:-1])
+    make = _nets(*widths, between=nn.Tanh if autoencoder else nn.ReLU)
 
     def loss(model: nn.Module, at: Tensor | slice) -> Tensor:
         return F.mse_loss(model(x[at]), x[at]) if autoencoder else F.cross_entropy(model(x[at]), y[at])
@@ -103,13 +100,7 @@ def letters() -> Problem:
     data = np.load(_kept("letters.npz", _read_letters))
     x, y = torch.tensor(data["x"]).float() / 7.5 - 1, torch.tensor(data["y"]).long()
     num = 16_000
-
-    def loss(model: nn.Module, at: Tensor | slice) -> Tensor:
-        return F.cross_entropy(model(x[:num][at]), y[:num][at])
-
-    def errors(model: nn.Module) -> Tensor:
-        return (model(x[num:]).argmax(1) != y[num:]).float().mean()
-
+    loss, errors = _classes((x[:num], y[:num]), (x[num:], y[num:]))
     said = "LetterRecognition, MLP of two layers of 128, to 95 % of 4,000 held-out letters"
     make = _nets(16, 128, 128, 26)
     return Problem(said, make, loss, num, 128, 0.05, 2000, look=50, judge=errors, batches=True)
@@ -122,13 +113,7 @@ def fashion() -> Problem:
         _idx(folder / f"{part}-images-idx3-ubyte.gz").reshape(-1, 784).float() / 255 for part in ("train", "t10k")
     )
     y, named = (_idx(folder / f"{part}-labels-idx1-ubyte.gz").long() for part in ("train", "t10k"))
-
-    def loss(model: nn.Module, at: Tensor | slice) -> Tensor:
-        return F.cross_entropy(model(x[at]), y[at])
-
-    def errors(model: nn.Module) -> Tensor:
-        return (model(held).argmax(1) != named).float().mean()
-
+    loss, errors = _classes((x, y), (held, named))
     said = "Fashion-MNIST, MLP of one layer of 256, to 88 % of the 10,000 test pictures"
     return Problem(said, _nets(784, 256, 10), loss, len(x), 128, 0.12, 2400, look=100, judge=errors, batches=True)
 
@@ -171,14 +156,28 @@ def _characters(what: str, written: str, bits: float) -> Problem:
     return Problem(said, make, loss, num, 256, bits, 800, look=25, judge=judged, batches=True)
 
 
-def _nets(*widths: int) -> Callable[[int], nn.Module]:
+def _nets(*widths: int, between: type[nn.Module] = nn.ReLU) -> Callable[[int], nn.Module]:
+    """Linear layers of these widths, drawn with the seed."""
+
     def make(seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            parts = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
+            parts = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), between())]
         return nn.Sequential(*parts[:-1])
 
     return make
+
+
+def _classes(seen: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor]) -> tuple[Loss, Judge]:
+    """The cross-entropy of some of the samples that are trained on, and the share of wrong names of those held out."""
+
+    def loss(model: nn.Module, at: Tensor | slice) -> Tensor:
+        return F.cross_entropy(model(seen[0][at]), seen[1][at])
+
+    def errors(model: nn.Module) -> Tensor:
+        return (model(held[0]).argmax(1) != held[1]).float().mean()
+
+    return loss, errors
 
 
 def _idx(path: Path) -> Tensor:

@@ -116,14 +116,15 @@ def spread(values: Sequence[float], form: str) -> str:
 
 def page(found: dict[str, list[Row]], results: str) -> list[str]:
     """What came of the aim, under the picture."""
+    names = dict.fromkeys(name for rows in found.values() for name in by_strategy(rows) if name != OURS)
+    rivals = ", ".join(f"{name} search" if name == RANDOM else f"a {name}" if name == GRID else name for name in names)
     lines = [
         "# What a search costs",
         "",
         "![Hypervolume against evaluations and seconds, by strategy](search_cost.svg)",
         "",
-        "Our search is held against random search, a grid and each family of methods alone, on the same candidates. "
-        "The hypervolume is what the measured candidates dominate, as a share of all that could be gained within the "
-        "bound.",
+        f"Our search is held against {rivals or 'nothing yet'}, on the same candidates. The hypervolume is what the "
+        "measured candidates dominate, as a share of all that could be gained within the bound.",
     ]
     for title, rows in found.items():
         lines += ["", f"**{title}**", "", *aim(rows)]

@@ -9,7 +9,7 @@ import trimtab as tt
 from tests.train.toy import FIT, same_weights, toy_net, toy_task
 from trimtab.core import Fit
 from trimtab.errors import RunError, TaskError
-from trimtab.teach.train import KINDS, parse_settings, parse_until, seconds_of, train, trained_by
+from trimtab.teach.train import kinds_of_settings, parse_settings, parse_until, seconds_of, train, trained_by
 from trimtab.train.keep import ENDED_BY_SIGTERM
 from trimtab.train.loop import fit, predict
 
@@ -92,7 +92,7 @@ def test_any_setting_of_fit_can_be_given_by_name():
     given = ["recompute=0.5", "recompute=True", "nan=skip", "ema=0.99", "schedule=None", "epochs=3", "compile=False"]
     settings = dataclasses.replace(Fit(), **parse_settings(given))
     assert settings == Fit(recompute=True, nan="skip", ema=0.99, epochs=3)
-    assert set(KINDS) == {field.name for field in dataclasses.fields(Fit)}
+    assert set(kinds_of_settings()) == {field.name for field in dataclasses.fields(Fit)}
 
 
 @pytest.mark.parametrize(

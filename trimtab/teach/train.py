@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from torch import nn
 from torch.fx import GraphModule
@@ -28,12 +28,7 @@ from trimtab.train.loop import Step, score, training
 TRAIN_PHASES = {"training": 60.0}
 TOLD_EVERY_SECONDS, LOGGED_EVERY_SECONDS = 0.1, 1.0
 Log = Callable[[int, Mapping[str, float]], None]
-# what each setting of `Fit` may be
-KINDS: dict[str, tuple[type, ...]] = dict.fromkeys(("epochs", "batch_size", "seed", "accumulate"), (int,))
-KINDS |= dict.fromkeys(("compile",), (bool,)) | dict.fromkeys(("precision", "nan", "optimizer"), (str,))
-KINDS |= {"recompute": (bool, int, float), "warmup": (int, float), "schedule": (str, type(None))}
-NUMBERS = ("lr", "weight_decay", "clip", "ema", "tail", "prune_samples")
-KINDS |= dict.fromkeys(NUMBERS, (int, float, type(None)))
+KINDS = (bool, int, float, str, type(None))
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -129,6 +124,22 @@ def parse_until(text: str | None) -> tuple[str, float] | None:
         raise TaskError(f"Cannot read --until {text}: give METRIC=VALUE, e.g. accuracy=0.9.") from error
 
 
+def kinds_of_settings() -> dict[str, tuple[type, ...]]:
+    """What each setting of `Fit` may be, from its annotation and its default; where a float may be, so may an integer.
+
+    >>> kinds_of_settings()["epochs"], kinds_of_settings()["recompute"], kinds_of_settings()["nan"]
+    ((<class 'int'>,), (<class 'bool'>, <class 'int'>, <class 'float'>), (<class 'str'>,))
+    """
+    found = {}
+    hints = get_type_hints(Fit)
+    for field in fields(Fit):
+        hint = hints[field.name]
+        told = {one if isinstance(one, type) else type(one) for one in (field.default, *(get_args(hint) or (hint,)))}
+        told |= {int} if float in told else set()
+        found[field.name] = tuple(kind for kind in KINDS if kind in told)
+    return found
+
+
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     """Settings of `Fit` by name.
 
@@ -138,25 +149,22 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     Raises:
         TaskError: one is no such pair, or `Fit` has no such setting.
     """
-    names = [field.name for field in fields(Fit)]
+    kinds = kinds_of_settings()
     found = {}
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
-        if name not in names or not equals or not value:
+        if name not in kinds or not equals or not value:
             raise TaskError(
-                f"Cannot read --set {text}: give NAME=VALUE, e.g. recompute=0.5; the names are {', '.join(names)}."
+                f"Cannot read --set {text}: give NAME=VALUE, e.g. recompute=0.5; the names are {', '.join(kinds)}."
             )
         try:
             found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             found[name] = value  # a word
-        if type(found[name]) not in KINDS[name]:
-            raise TaskError(f"Cannot read --set {text}: {name} takes {_kinds(name)}.")
+        if type(found[name]) not in kinds[name]:
+            told = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds[name])
+            raise TaskError(f"Cannot read --set {text}: {name} takes {told}.")
     return found
-
-
-def _kinds(name: str) -> str:
-    return " or ".join("None" if kind is type(None) else kind.__name__ for kind in KINDS[name])
 
 
 def seconds_of(text: str | None) -> float | None:
