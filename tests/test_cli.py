@@ -23,6 +23,7 @@ from trimtab.cli import EXIT_CODES, USER_ERROR, main
 from trimtab.compress.recipes import default_recipes
 from trimtab.files import locked, read_json, write_json
 from trimtab.runtimes import RUNTIMES
+from trimtab.search.clock import CLOCK_FILE
 
 SCRIPT = str(Path(sys.executable).with_name("trimtab"))
 OPTIONS = ["--runtimes", "onnxruntime", "--minutes", "0.02", "--keep", "0.97"]
@@ -255,6 +256,7 @@ def test_the_exit_code_is_the_verdict_and_an_ended_search_is_not_run_again(
         proof = read_json(run / "evidence.json")
         proof["verdict"]["word"] = proof["rows"][2]["word"] = word
         write_json(run / "evidence.json", proof)
+        write_json(run / CLOCK_FILE, {"seconds": 0.0})  # a choice is final, though there were time for more
         log = (run / "log.txt").read_text()
         monkeypatch.chdir(home)
         said = trimtab(*whole.command)

@@ -113,6 +113,8 @@ def explore(
 ) -> list[Tried]:
     """Try the listed recipes, then what is sampled, as the goal's minutes and the search's trials allow.
 
+    Once the run has chosen, nothing more is tried, though time be left: what had ended is read again.
+
     Raises:
         RunError: the storage cannot be reached, or is of another search.
     """
@@ -140,7 +142,7 @@ class Asked:
 
 def _time_left(under_way: Exploration, asked: Asked) -> bool:
     limited = under_way.job.goal.minutes is not None or asked.search.trials is not None
-    return limited and under_way.clock.room()
+    return limited and not under_way.job.held.has("choice") and under_way.clock.room()
 
 
 def _listed(under_way: Exploration, recipes: Sequence[Recipe]) -> None:
