@@ -12,6 +12,7 @@ from tests.nets import NETS, net
 from trimtab.compress.calibration import batches, watch_outputs
 from trimtab.compress.equalize import equalized, find_factors
 from trimtab.compress.quantize import Quantize
+from trimtab.compress.sensitivity import relative_error
 from trimtab.core import Split, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
@@ -26,10 +27,10 @@ def task_with(x: Tensor) -> Task:
 
 
 def both(module: nn.Module, x: Tensor) -> tuple[GraphModule, GraphModule, tuple[tuple[str, ...], ...]]:
-    """The folded graph, the equalized one, and the producers of each space."""
+    """The folded graph, the equalized one, and who takes the factors of each space: makers, or a multiplied value."""
     graph = fold_batchnorm(capture(module.eval(), (x,)))
     factors = find_factors(graph, batches(Split((x,), torch.arange(len(x)))))
-    return graph, equalized(graph, factors), tuple(one.producers for one in factors)
+    return graph, equalized(graph, factors), tuple(one.producers or (f"x {one.multiplied}",) for one in factors)
 
 
 def relative(found: Tensor, want: Tensor) -> float:
@@ -102,25 +103,32 @@ def test_a_channel_that_reaches_the_limit_of_relu6_stays() -> None:
     assert relative(equalized(graph, factors)(x), graph(x)) < 1e-5
 
 
-class PreNorm(nn.Module):
-    """A feed-forward block after a LayerNorm with two loud channels: [B, T, 16] -> [B, T, 16]."""
+class FeedForward(nn.Module):
+    """A feed-forward block after a LayerNorm with two loud channels: [B, T, 16] -> [B, T, 16].
 
-    def __init__(self) -> None:
+    post: the residual sum, too, reads what the norm gives.
+    """
+
+    def __init__(self, *, post: bool) -> None:
         super().__init__()
+        self.post = post
         self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
         with torch.no_grad():
             self.norm.weight[:2] *= 60
             self.up.weight[:, :2] /= 60
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        y = self.norm(x)
+        return (y if self.post else x) + self.down(nn.functional.gelu(self.up(y)))
 
 
-def test_loud_channels_of_a_layer_norm_move_into_the_weights_that_read_it() -> None:
+@pytest.mark.parametrize("post", [False, True])
+def test_loud_channels_of_a_layer_norm_move_into_the_weights_that_read_it(post: bool) -> None:
     torch.manual_seed(0)
-    module, x = PreNorm().eval(), torch.randn(96, 5, 16)
+    module, x = FeedForward(post=post).eval(), torch.randn(96, 5, 16)
     graph, scaled, producers = both(module, x)
-    assert producers == (("layer_norm",),), "GELU is not linear in a channel's size, and the sum is an output"
+    # GELU is not linear in a channel's size, and the sum is an output.
+    assert producers == (("x layer_norm" if post else "layer_norm",), ("x gelu",))
     assert relative(scaled(x), graph(x)) < 1e-5
     task = task_with(x)
     errors = []
@@ -129,6 +137,22 @@ def test_loud_channels_of_a_layer_norm_move_into_the_weights_that_read_it() -> N
         plan = method.plan(graph, task)
         errors.append(relative(method.apply(graph, plan, Tools())(x), graph(x)))
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_none_takes_what_moves_the_outputs_of_select_less() -> None:
+    taken = []
+    for name in ("mlp", "conv", "resnet"):
+        module, x = net(name)
+        graph = capture(module, (x,))
+        task = task_with(torch.randn(96, *x.shape[1:], generator=torch.Generator().manual_seed(0)))
+        plans, errors = {}, {}
+        for equalize in (False, True, None):
+            method = Quantize(samples=32, weight_bits=8, equalize=equalize)
+            plans[equalize] = method.plan(graph, task)
+            errors[equalize] = relative_error(graph, method.apply(graph, plans[equalize], Tools()), task.select)
+        assert errors[None] == min(errors.values())
+        taken.append(bool(plans[None].factors))
+    assert set(taken) == {True, False}, "each is the better for some net"
 
 
 def test_uneven_channels_lose_less() -> None:
@@ -150,11 +174,16 @@ def test_other_nets_stay_the_same(name: str) -> None:
 
 
 def test_what_other_operations_read_is_left_alone() -> None:
-    shown = Forward(lambda m, x: m.b(torch.sigmoid(m.a(x))), a=nn.Linear(6, 6), b=nn.Linear(6, 3))
     twice = Forward(lambda m, x: m.b(torch.relu(m.a(m.a(x)))), a=nn.Linear(6, 6), b=nn.Linear(6, 3))
     given = Forward(lambda m, x: m.b(torch.relu(m.a(x)) + x), a=nn.Linear(6, 6), b=nn.Linear(6, 3))
-    for module in (shown, twice, given):
+    for module in (twice, given):
         assert both(module, torch.randn(32, 6))[2] == ()
+
+
+def test_convolutions_that_read_what_cannot_be_scaled_are_left_alone() -> None:
+    layers = {"a": nn.Conv2d(6, 6, 1), "b": nn.Conv2d(6, 6, 1), "c": nn.Linear(6, 3)}
+    module = Forward(lambda m, x: m.c(torch.sigmoid(m.b(torch.sigmoid(m.a(x))).mean((2, 3)))), **layers)
+    assert both(module, torch.randn(32, 6, 4, 4))[2] == (("x sigmoid_1",),)
 
 
 def test_factors_for_another_graph_are_refused() -> None:

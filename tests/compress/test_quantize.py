@@ -233,7 +233,7 @@ def test_corrected_biases_bring_back_the_mean_of_the_outputs(name: str) -> None:
     graph, task = capture(module, (x,)), task_of(x)
     data = task.train.inputs[0]
     plain, corrected = (
-        Quantize(samples=128, weight_bits=3, correct_bias=yes, most_error=None) for yes in (False, True)
+        Quantize(samples=128, weight_bits=3, correct_bias=yes, equalize=False, most_error=None) for yes in (False, True)
     )
     plans = [method.plan(graph, task) for method in (plain, corrected)]
     assert plans[0].weights == plans[1].weights

@@ -53,18 +53,19 @@ def test_a_layer_whose_error_explodes_is_named_and_kept() -> None:
     torch.manual_seed(0)
     module, x = Loud().eval(), torch.randn(4, 16)
     graph, task = capture(module, (x,)), task_of(x)
-    free = Quantize(samples=64, weight_bits=8, most_error=None)
+    free = Quantize(samples=64, weight_bits=8, equalize=False, most_error=None)
     broken = relative_error(graph, free.apply(graph, free.plan(graph, task), Tools()), task.select)
     assert broken > 0.25
-    method = Quantize(samples=64, weight_bits=8)
+    method = Quantize(samples=64, weight_bits=8, equalize=False)
     plan = method.plan(graph, task)
     assert [skip.what for skip in plan.skipped] == ["int8 of linear_1"]
     assert "more than most_error=0.25; with what is kept in floating point by" in plan.skipped[0].why
     assert [weight.layer for weight in plan.weights] == ["linear", "linear_2"]
     assert relative_error(graph, method.apply(graph, plan, Tools()), task.select) < 0.01
-    helped = Quantize(samples=64, weight_bits=8, equalize=True).plan(graph, task)
-    assert helped.skipped == ()
-    assert len(helped.weights) == 3
+    for equalize in (True, None):
+        helped = Quantize(samples=64, weight_bits=8, equalize=equalize).plan(graph, task)
+        assert helped.skipped == ()
+        assert len(helped.weights) == 3
 
 
 def test_a_bound_is_kept_with_some_layers_in_int8() -> None:

@@ -6,7 +6,9 @@ largest value of each channel and w the largest weight that reads it, as a share
 calibration data: f = sqrt(w / r), which shares the trouble out between activations and weights; f = 1 / r where only
 depthwise convolutions read it, whose weights have a scale for each channel anyway. Differs: weights here have a scale
 per output channel, so only what reads counts; residual sums, ReLU and pooling in between are walked through; ReLU6
-stays as it is: a channel that reaches 6 keeps f = 1, the others stay below 6. Cost: one pass over the calibration data.
+stays as it is: a channel that reaches 6 keeps f = 1, the others stay below 6. Where linear layers read what cannot take
+factors, as an activation that is not linear or a norm that a residual sum reads too, the value is multiplied by f on
+its way to them. Heads of attention are left: nothing was gained (MiniLM). Cost: one pass over the calibration data.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from torch.fx import GraphModule, Node
 
 from trimtab.compress.calibration import CONVOLUTIONS, LINEAR, Layer, layer_of, watch_outputs
 from trimtab.compress.ops import ADDS, AVERAGES, LIMITED, MAX_POOLS, RELUS
+from trimtab.compress.points import SAME_SCALE, made_of_integers
 from trimtab.core import Split
 from trimtab.graph.calls import arguments
 from trimtab.graph.capture import get_tensor, set_tensor_
+from trimtab.graph.shapes import refresh_shapes_
 
 aten = torch.ops.aten
 # A channel that hardly speaks is not made louder than this.
@@ -37,11 +41,32 @@ REACHED, ROOM = 0.999, 0.8
 
 @dataclass(frozen=True)
 class Factors:
-    """What the nodes `producers` make is multiplied by `values`, a factor a channel; `consumers` divide by them."""
+    """What the nodes `producers` make is multiplied by `values`, a factor a channel; `consumers` divide by them.
+
+    multiplied: without producers, the value that is multiplied on its way to the consumers.
+    """
 
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     values: tuple[float, ...]
+    multiplied: str | None = None
+
+    @property
+    def product(self) -> str | None:
+        """What the multiplied value is called after it."""
+        return f"{self.multiplied}_equalized" if self.multiplied else None
+
+    def fit(self, graph: GraphModule) -> bool:
+        """Whether the graph has all that takes them, with as many channels."""
+        nodes = {node.name: node for node in graph.graph.nodes}
+        found = [nodes.get(name) for name in (*self.producers, self.multiplied, *self.consumers) if name]
+        if not all(node and isinstance(node.meta.get("val"), Tensor) for node in found):
+            return False
+        made, read = found[: -len(self.consumers)], found[-len(self.consumers) :]
+        sizes = {node.meta["val"].shape[_channel(node)] for node in made if node}
+        layers = [layer_of(graph, node) for node in read if node]
+        sizes |= {get_tensor(graph, x.weight).shape[1] * x.num_groups if x else 0 for x in layers}
+        return sizes == {len(self.values)}
 
 
 @dataclass
@@ -55,13 +80,14 @@ class _Space:
 
 
 def find_factors(graph: GraphModule, data: Iterable[Split]) -> tuple[Factors, ...]:
-    """The factors of every space whose makers and readers can all take them.
+    """The factors of every space whose readers can all take them.
 
     Args:
         graph: in eval mode, BatchNorm folded.
         data: calibration samples in batches.
     """
     spaces = _spaces(graph)
+    spaces += _read_by_linear(graph, {node for space in spaces for node in space.consumers})
     if not spaces:
         return ()
     largest: dict[Node, Tensor] = {}
@@ -89,12 +115,16 @@ def equalized(graph: GraphModule, factors: Iterable[Factors]) -> GraphModule:
         values = torch.tensor(one.values)
         for name in one.producers:
             _multiply_(result, nodes[name], values)
+        if one.multiplied and one.product:
+            readers = [nodes[name] for name in one.consumers]
+            _multiply_between_(result, nodes[one.multiplied], one.product, readers, values)
         for name in one.consumers:
             layer = layer_of(result, nodes[name])
             assert layer is not None
             weight = get_tensor(result, layer.weight).detach()
             set_tensor_(result, layer.weight, nn.Parameter(_by_input(layer, weight, 1 / values)))
-    return result
+    result.recompile()
+    return refresh_shapes_(result)
 
 
 def _multiply_(graph: GraphModule, producer: Node, values: Tensor) -> None:
@@ -104,6 +134,17 @@ def _multiply_(graph: GraphModule, producer: Node, values: Tensor) -> None:
             at = str(given[name].target)
             tensor = get_tensor(graph, at).detach()
             set_tensor_(graph, at, nn.Parameter(tensor * values.reshape(-1, *[1] * (tensor.ndim - 1))))
+
+
+def _multiply_between_(graph: GraphModule, value: Node, name: str, readers: list[Node], values: Tensor) -> None:
+    """Multiply what these readers get of `value`; others get it as it is."""
+    set_tensor_(graph, f"{name}_by", values)
+    with graph.graph.inserting_after(value):
+        read = graph.graph.create_node("get_attr", f"{name}_by")
+    with graph.graph.inserting_after(read):
+        product = graph.graph.create_node("call_function", aten.mul.Tensor, (value, read), name=name)
+    for reader in readers:
+        reader.replace_input_with(value, product)
 
 
 def _by_input(layer: Layer, weight: Tensor, values: Tensor) -> Tensor:
@@ -127,8 +168,9 @@ def _factors(graph: GraphModule, space: _Space, seen: Tensor) -> Factors:
         room = (ROOM * space.limit / seen.clamp_min(space.limit / MOST)).clamp_min(1)
         values = torch.where(seen >= REACHED * space.limit, torch.ones_like(values), torch.minimum(values, room))
     values = torch.where(seen > 0, values, torch.ones_like(values))  # nothing is known of a channel that kept silent
-    producers, consumers = ([node.name for node in nodes] for nodes in (space.producers, space.consumers))
-    return Factors(tuple(producers), tuple(consumers), tuple(values.tolist()))
+    producers, consumers = (tuple(node.name for node in nodes) for nodes in (space.producers, space.consumers))
+    multiplied = None if producers else next(iter(space.values)).name
+    return Factors(producers, consumers, tuple(values.tolist()), multiplied)
 
 
 def _reads(layer: Layer, weight: Tensor) -> Tensor:
@@ -151,6 +193,20 @@ def _spaces(graph: GraphModule) -> list[_Space]:
             if space is not None and space.consumers:
                 found.append(space)
     return found
+
+
+def _read_by_linear(graph: GraphModule, taken: set[Node]) -> list[_Space]:
+    """What is rounded for linear layers alone, and no space has: each with its readers, and no maker."""
+    integers = made_of_integers(graph.graph)
+    found: dict[Node, _Space] = {}
+    for node in graph.graph.nodes:
+        value = node.args[0] if node.target in LINEAR and node not in taken else None
+        if not isinstance(value, Node) or value in integers or value.target in SAME_SCALE:
+            continue
+        dim = value.meta["val"].ndim - 1
+        if _reads_channels(graph, node, value, dim):
+            found.setdefault(value, _Space(values={value: dim})).consumers.append(node)
+    return list(found.values())
 
 
 def _space(graph: GraphModule, start: Node) -> _Space | None:

@@ -74,7 +74,8 @@ class Quantize:
             integer kernels saturate.
         correct_bias: shift biases by what quantization moves each channel's mean. Where a channel has few weights
             (depthwise convolutions) and pictures have plain grounds, most of the error is such a shift.
-        equalize: scale channels between layers first, so that one scale suits a whole tensor (`equalize.py`).
+        equalize: scale channels between layers first, so that one scale suits a whole tensor (`equalize.py`). None: if
+            that moves the outputs less on `select`; both are planned, which takes twice as long.
         granularity: of the weights' scales: one for each output "channel", or one for the "tensor".
         most_error: how far the outputs may move on `select`, as a share of their variance. Where int8 moves them
             further, the layers that cost most stay in floating point, and the plan says so (`sensitivity.py`). None:
@@ -89,7 +90,7 @@ class Quantize:
     weight_bits: int | None = None
     correct_bias: bool = True
     rounding: Rounding = "nearest"
-    equalize: bool = False
+    equalize: bool | None = None
     most_error: float | None = 0.25
     granularity: Granularity = "channel"
     symmetric: bool = False
@@ -124,15 +125,33 @@ class Quantize:
         data = calibration(task, self.samples, purpose="Quantization")
         require_fitting(graph, data)
         folded = fold_batchnorm(graph)
-        factors = find_factors(folded, batches(data, BATCH)) if self.equalize else ()
+        if not _layers(folded)[0]:
+            raise PlanError("Nothing to quantize: the graph has no convolution or linear layer with a fixed weight.")
+        factors, plan = self._first(folded, data, task.select)
         folded = equalized(folded, factors)
         layers, skipped = _layers(folded)
-        if not layers:
-            raise PlanError("Nothing to quantize: the graph has no convolution or linear layer with a fixed weight.")
-        plan = self._plan(folded, layers, data)
         if self.most_error is not None:
             plan = self._within(folded, layers, plan, (data, task.select), self.most_error)
         return replace(plan, skipped=(*skipped, *plan.skipped), factors=factors)
+
+    def _first(self, folded: GraphModule, data: Split, select: Split) -> tuple[tuple[Factors, ...], QuantizePlan]:
+        """Factors of channels, and a plan for all layers of the graph that has them.
+
+        Where it was left open whether channels are scaled, both are planned, without learned rounding, and the one
+        is taken that moves the outputs on `select` less.
+        """
+
+        def planned(method: Quantize, factors: tuple[Factors, ...]) -> QuantizePlan:
+            graph = equalized(folded, factors)
+            return method._plan(graph, _layers(graph)[0], data)
+
+        found = () if self.equalize is False else find_factors(folded, batches(data, BATCH))
+        if self.equalize is not None or not found:
+            return found, planned(self, found)
+        drafts = {factors: planned(replace(self, rounding="nearest"), factors) for factors in ((), found)}
+        errors = {f: relative_error(folded, _emitted(equalized(folded, f), plan), select) for f, plan in drafts.items()}
+        best = min(errors, key=errors.__getitem__)
+        return best, drafts[best] if self.rounding == "nearest" else planned(self, best)
 
     def _plan(self, folded: GraphModule, layers: list[Node], data: Split) -> QuantizePlan:
         """The plan of these layers, in a graph that is folded and equalized."""
@@ -204,11 +223,17 @@ def _emitted(graph: GraphModule, plan: QuantizePlan) -> GraphModule:
 
 def _require_same_graph(graph: GraphModule, plan: QuantizePlan) -> None:
     nodes = {node.name: node for node in graph.graph.nodes}
-    scaled = [name for one in plan.factors for name in (*one.producers, *one.consumers)]
-    named = [*(a.node for a in plan.activations), *(w.layer for w in plan.weights), *scaled]
+    made = {one.product for one in plan.factors}
+    named = [*(a.node for a in plan.activations if a.node not in made), *(w.layer for w in plan.weights)]
     missing = [name for name in named if name not in nodes]
     if missing:
         raise PlanError(f"The plan was made for another graph: it has no value named {missing[0]!r}. Plan it anew.")
+    for one in plan.factors:
+        if not one.fit(graph):
+            raise PlanError(
+                f"The plan was made for another graph: it has {len(one.values)} factors for the channels that "
+                f"{', '.join(one.consumers)} read, and they are not there. Plan it anew."
+            )
     for weight in plan.weights:
         read = nodes[weight.layer].args[1]
         found = str(read.target) if isinstance(read, Node) else "nothing"
