@@ -25,6 +25,7 @@ from torch.fx import GraphModule
 
 from trimtab.compress.calibration import calibration
 from trimtab.compress.dynamic import Dynamic
+from trimtab.compress.qat import QAT
 from trimtab.compress.quantize import Quantize, usable_bits
 from trimtab.compress.weightonly import WeightOnly
 from trimtab.core import Method, Precision, Tools
@@ -180,12 +181,15 @@ def finish(job: Job, cell: Cell, folder: Path) -> None:
 
 NAIVE = "one scale per tensor"
 CONVOLUTIONAL = ("Fashion-MNIST", "MobileNetV2", "EfficientNet-Lite0")
+TAUGHT = "QAT without labels"
+TRAINED = ("Fashion-MNIST", "MobileNetV2")  # the small ones: training an hour for a row would tell no more
 BEST = "rounding learned"
 PLAIN: dict[str, Any] = {"correct_bias": False, "equalize": False, "granularity": "tensor", "observer": "minmax"}
 STATIC: dict[str, dict[str, Any]] = {
     NAIVE: {**PLAIN, "most_error": None},
     "not equalized": {"equalize": False},
     "equalized": {"equalize": True},
+    "ranges by entropy": {"observer": "entropy"},
     "default": {},  # one of the two, by what moves the outputs on `select` less
     BEST: {"rounding": "learned"},
 }
@@ -197,6 +201,7 @@ OURS = (
         for name, settings in STATIC.items()
     ),
     *(ours(BEST, runtime, Quantize(samples=SAMPLES, **STATIC[BEST])) for runtime in ("openvino", "inductor")),
+    ours(TAUGHT, "onnxruntime", QAT(start=Quantize(samples=SAMPLES)), only=TRAINED, timed=False),
     ours("dynamic", "onnxruntime", Dynamic(), precision="int8d", only=("MiniLM",)),
     ours("8-bit weights", "onnxruntime", WeightOnly("int8"), precision="int8w", timed=False),
     ours("4-bit weights", "onnxruntime", WeightOnly(**GPTQ), precision="int4w", only=CONVOLUTIONAL, timed=False),

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trimtab.compress.observers import LEVELS, OBSERVERS, Observer, affine
+from tests.reference.entropy_range import entropy_range
+from trimtab.compress.observers import LEVELS, OBSERVERS, Observer, affine, entropy
 
 
 def rounded(values: Tensor, low: float, high: float) -> Tensor:
@@ -46,6 +47,20 @@ def test_a_far_outlier_is_clipped_by_a_percentile() -> None:
     assert highs["percentile"] < 5
     errors = {name: (rounded(values, *OBSERVERS[name](values)) - values).square().mean().item() for name in OBSERVERS}
     assert errors["mse"] == min(errors.values())
+
+
+@pytest.mark.parametrize("kind", ["normal", "long-tailed", "one-sided", "negative"])
+def test_entropy_agrees_with_its_reference(kind: str) -> None:
+    normal = torch.randn(3_000, generator=torch.Generator().manual_seed(0))
+    values = {"normal": normal, "long-tailed": normal**5, "one-sided": normal.pow(3).relu()}.get(kind, -normal.abs())
+    assert entropy(values) == pytest.approx(entropy_range(values.tolist()), rel=1e-6)
+
+
+def test_entropy_clips_a_long_tail_and_zeros_do_not_count() -> None:
+    values = torch.randn(30_000, generator=torch.Generator().manual_seed(0)) ** 3
+    low, high = entropy(values)
+    assert 0.1 * values.max() < high < 0.5 * values.max()
+    assert entropy(torch.cat([values, torch.zeros(300_000)])) == (low, high)
 
 
 def test_uniform_values_are_not_clipped() -> None:
