@@ -8,7 +8,7 @@ of compilation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from typing import Any, ClassVar
 
@@ -69,7 +69,7 @@ class Flat(torch.optim.Optimizer):
                 continue
             numbers = self.numbers(group)
             for p, g in given:
-                self._advance(p, g, numbers)
+                self._advance(p, g, (_as_tensor(numbers, arithmetic(p)),) if self._compiled else numbers)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -77,25 +77,21 @@ class Flat(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         restore_dtypes_(self, state_dict)
 
-    def _advance(self, p: Tensor, g: Tensor, numbers: tuple[float, ...]) -> None:
+    def _advance(self, p: Tensor, g: Tensor, numbers: tuple[Any, ...]) -> None:
         state = self.state[p]
         if not state:
             state.update({slot: self.begin_state(slot, p) for slot in self.slots})
-        slots = []
+        whole, slots, strides = flat(p, p), [], p.stride()
         for slot in self.slots:
-            if state[slot].stride() != p.stride():  # the weights were laid out anew, or the state came from a file
+            if state[slot].stride() != strides:  # the weights were laid out anew, or the state came from a file
                 state[slot] = torch.empty_like(p, dtype=state[slot].dtype).copy_(state[slot])
             slots.append(flat(state[slot], p))
-        whole = flat(p, p)
-        if self._compiled:
-            kernel, size = compiled(self.formula_), p.numel()
-            arguments: tuple[Any, ...] = (torch.tensor(numbers, dtype=arithmetic(p)),)
-        else:
-            kernel, size = self.update_, piece_size(p)
-            arguments = numbers
-        for piece, *tensors in zip(*(t.split(size) for t in (whole, flat(g, p), *slots)), strict=True):
-            exact = piece.to(arithmetic(p))
-            kernel(exact, tensors[0].to(exact.dtype), *tensors[1:], *arguments)
+        kernel = compiled(self.formula_) if self._compiled else self.update_
+        size = max(p.numel(), 1) if self._compiled else piece_size(p)
+        dtype = arithmetic(p)
+        for piece, gradient, *rest in in_pieces((whole, flat(g, p), *slots), size):
+            exact = piece if piece.dtype == dtype else piece.to(dtype)
+            kernel(exact, gradient if gradient.dtype == dtype else gradient.to(dtype), *rest, *numbers)
             if exact is not piece:
                 piece.copy_(exact)
         if not shares_memory(whole, p):
@@ -132,10 +128,17 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     Where one does not, or has gaps, the pieces are of a copy, which is put back after the last.
     """
     views = [flat(tensor, tensors[0]) for tensor in tensors]
-    yield from zip(*(view.split(piece_size(tensors[0])) for view in views), strict=True)
+    yield from in_pieces(views, piece_size(tensors[0]))
     for view, tensor in zip(views, tensors, strict=True):
         if not shares_memory(view, tensor):
             put_(tensor, view, tensors[0])
+
+
+def in_pieces(views: Sequence[Tensor], size: int) -> Iterable[tuple[Tensor, ...]]:
+    """The same `size` elements of all the flat tensors, then the next; no operation at all where they fit in one."""
+    if views[0].numel() <= size:
+        return (tuple(views),)
+    return zip(*(view.split(size) for view in views), strict=True)
 
 
 def put_(tensor: Tensor, elements: Tensor, like: Tensor) -> None:
@@ -152,6 +155,11 @@ def fused_adamw_(p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: float, **numb
 @lru_cache(maxsize=1)
 def _counted(step: float, device: torch.device) -> Tensor:
     return torch.tensor(float(step), device=device)
+
+
+@lru_cache(maxsize=2)
+def _as_tensor(numbers: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+    return torch.tensor(numbers, dtype=dtype)
 
 
 def arithmetic(p: Tensor) -> torch.dtype:
@@ -176,7 +184,9 @@ def inverse(order: list[int]) -> list[int]:
 
 def flat(tensor: Tensor, like: Tensor) -> Tensor:
     """The elements in the order of `like`'s memory: a view where `tensor` lies so too and without gaps, else a copy."""
-    ordered = tensor if like.is_contiguous() else tensor.permute(order_of(like))
+    if like.is_contiguous():
+        return tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
+    ordered = tensor.permute(order_of(like))
     return ordered.reshape(-1).contiguous()  # even gaps would stay, and torch's fused kernels do not look for them
 
 
