@@ -79,10 +79,10 @@ def cancer() -> Problem:
     return Problem(said, make, loss, len(x), len(x), 0.0663940698 + 1e-6, 400, look=1, one_seed=True)
 
 
-def digits(*, autoencoder: bool) -> Problem:
+def digits(*, autoencoder: bool, dtype: torch.dtype = torch.float32) -> Problem:
     """A net of one hidden layer that names digits, or a deep autoencoder of them."""
     data = load_digits()
-    x, y = torch.tensor(data.data).float() / 16, torch.tensor(data.target)
+    x, y = torch.tensor(data.data, dtype=dtype) / 16, torch.tensor(data.target)
     widths = (64, 128, 32, 8, 32, 128, 64) if autoencoder else (64, 128, 10)
 
     make = _nets(*widths, between=nn.Tanh if autoencoder else nn.ReLU)
