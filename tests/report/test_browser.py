@@ -163,6 +163,15 @@ def test_every_figure_is_drawn(browser: webdriver.Chrome, tmp_path: Path) -> Non
     assert browser.get_log("browser") == []
 
 
+def test_what_a_step_does_by_itself_is_one_text(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    path = tmp_path / "steps.html"
+    path.write_text(page(sample.evidence()), encoding="utf-8")
+    show(browser, path, "light")
+    cells = [cell.text for cell in browser.find_elements("css selector", ".own")]
+    assert cells
+    assert all("," in text and "\n" not in text.replace(", ", "") for text in cells), "no comma on a line of its own"
+
+
 def test_hundreds_of_candidates_are_drawn_and_a_click_goes_to_the_row(
     browser: webdriver.Chrome, tmp_path: Path
 ) -> None:

@@ -268,7 +268,7 @@ def _step_alone(step: Evidence, original: Evidence, *, percent: bool) -> str:
         return ""
     times = [(key, _step_times(own, original, key)) for key in ("latency_ms", "size_bytes")]
     said = [f"{name} {found}" for (_, found), name in zip(times, ("latency", "size"), strict=True) if found]
-    return ", ".join([_step_change(own, original, percent=percent), *said])
+    return f'<span class="own">{", ".join([_step_change(own, original, percent=percent), *said])}</span>'
 
 
 def _step_change(step: Evidence, before: Evidence | None, *, percent: bool) -> str:
