@@ -113,7 +113,7 @@ def test_values_between_two_layers_that_share_integers_share_the_scale_that_is_l
 
 def test_every_scale_and_weight_is_trained_and_ends_in_a_plan_of_the_same_kind():
     graph, task, x = given("resnet")
-    method = QAT(epochs=1, lr=1e-2, start=START)
+    method = QAT(epochs=1, start=START)
     plan, tools = method.plan(graph, task), Tools(task=task, original=graph)
     trained, learned = train_quantized(graph, plan, tools)
     assert isinstance(learned, QuantizePlan)
@@ -277,3 +277,22 @@ def test_what_training_predicts_is_what_the_file_gives_on_every_sample(runtime, 
     same = answers.argmax(1) == predicted.argmax(1)
     assert same[best - second > 2 * off].all(), "only what was nearly a tie may be decided otherwise"
     assert same.double().mean() > 0.99
+
+
+def test_a_training_that_leads_away_from_the_original_is_refused_with_a_smaller_rate():
+    graph, task, _ = given("resnet")
+    method = QAT(epochs=1, lr=3.0, start=Quantize(samples=64, weight_bits=8))
+    plan = method.plan(graph, task)
+    with pytest.raises(PlanError, match=r"QAT\(lr=3\) led away from the original: .* Give QAT\(lr=0\.3\), or"):
+        method.apply(graph, plan, Tools(task=task, original=graph))
+
+
+def test_training_begins_with_corrected_biases_and_moves_them():
+    graph, task, x = given("conv")
+    start = dataclasses.replace(START, correct_bias=True)
+    plan = QAT(epochs=1, start=start).plan(graph, task)
+    assert plan.start.biases
+    rounded = fake_quantized(graph, plan.start)
+    assert torch.allclose(rounded(x), Quantize().apply(graph, plan.start, Tools())(x), atol=1e-5)
+    moved = {name for name, _ in rounded.named_parameters() if name.endswith("shifted_bias")}
+    assert len(moved) == len(plan.start.biases)

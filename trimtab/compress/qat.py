@@ -5,7 +5,8 @@ gradient: what a value loses by rounding, or the end of the range where it is cl
 their logarithm, as in Jain et al. 2020, "Trained Quantization Thresholds": Adam's steps ignore how large a gradient
 is, so LSQ's factor 1 / sqrt(N Q) has nothing to do, and a scale stays positive. Scales begin at a calibrated plan's;
 zero points stay as they are there. BatchNorm is folded before the first step and its statistics stay frozen (Nagel
-et al. 2021, section 4.2: as good as folding on the way, and what is trained is what ships). By default the loss is
+et al. 2021, section 4.2: as good as folding on the way, and what is trained is what ships); biases begin corrected.
+By default the loss is
 distillation from the original, which needs no label. Cost: `epochs` over the training data, each step about twice
 a plain one, and the teacher's forward pass.
 """
@@ -23,10 +24,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from trimtab.compress.distill import DistillPlan, taught
+from trimtab.compress.emit import bias_name
 from trimtab.compress.objectives import Logits
 from trimtab.compress.points import SAME_SCALE, rounded_readers
 from trimtab.compress.quantize import Quantize, QuantizePlan
 from trimtab.compress.scales import WeightScale, top
+from trimtab.compress.sensitivity import relative_error
 from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor, set_tensor_
@@ -36,6 +39,7 @@ from trimtab.train.loop import fit, num_steps
 LearnFrom = Literal["original", "labels"]
 TEMPERATURE = 2.0
 SCALES = "log_scales"
+FAR = 1.0  # of the outputs' variance: as far as one sample's outputs are from another's
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ class QAT:
         epochs: over `task.train`.
         lr: the highest learning rate, of weights and of the logarithms of scales; the rest is the task's `fit`.
             Its precision "auto" is fp32 here: bf16 would round what the integers do not.
-        start: gives the first scales, the bits of the weights, and which layers become integers. Its biases, rounding
-            and bound on the error are not used: training settles all of that.
+        start: gives the first scales, the bits of the weights, and which layers become integers. Its rounding
+            and bound on the error are not used: training settles that.
         learn_from: "original": its answers on the training inputs (as `Distill`), or "labels": the task's loss.
     """
 
@@ -115,18 +119,23 @@ class QAT:
         settings = dataclasses.replace(task.fit or Fit(), **changed)  # type: ignore[arg-type]
         if settings.precision == "auto":
             settings = dataclasses.replace(settings, precision="fp32")
-        unshifted = dataclasses.replace(self.start, correct_bias=False, rounding="nearest", most_error=None)
-        start = unshifted.plan(graph, task)
+        start = dataclasses.replace(self.start, rounding="nearest", most_error=None).plan(graph, task)
         return QATPlan(settings, self.learn_from, num_steps(task, settings), start)
 
     def apply(self, graph: GraphModule, plan: QATPlan, tools: Tools) -> GraphModule:
         """A copy that was trained and then quantized: the same kind of graph as `Quantize.apply` gives.
 
         Raises:
-            PlanError: the plan is for another graph, or there is no task or original to learn from.
+            PlanError: the plan is for another graph, there is no task or original to learn from, or training led away
+                from the original that it is to learn from.
         """
         trained, learned = train_quantized(graph, plan, tools)
-        return Quantize().apply(trained, learned, tools)
+        integer = Quantize().apply(trained, learned, tools)
+        if plan.learn_from == "original" and tools.original is not None and tools.task is not None:
+            assert plan.settings.lr is not None  # `plan` gave one
+            untrained = Quantize().apply(graph, plan.start, tools)
+            _require_nearer(integer, untrained, tools.original, tools.task, plan.settings.lr)
+        return integer
 
 
 def _require_labels(task: Task) -> None:
@@ -136,6 +145,17 @@ def _require_labels(task: Task) -> None:
         raise PlanError(
             'QAT(learn_from="labels") needs labels, and all targets of the train split are NaN or negative. Give '
             'labels, or QAT(learn_from="original"), which needs none.'
+        )
+
+
+def _require_nearer(trained: GraphModule, untrained: GraphModule, original: Any, task: Task, lr: float) -> None:
+    """Refuse a training whose steps were too large for the model: what it had before is gone."""
+    before, after = (relative_error(original, one, task.select) for one in (untrained, trained))
+    if not after <= max(FAR, 2 * before):
+        raise PlanError(
+            f"QAT(lr={lr:g}) led away from the original: its outputs on select moved by {after:.2g} of their variance, "
+            f"by {before:.2g} without training. The steps are too large for this model. Give QAT(lr={lr / 10:g}), or "
+            "take Quantize, which trains nothing."
         )
 
 
@@ -216,7 +236,7 @@ def learned_plan(rounded: GraphModule, start: QuantizePlan) -> QuantizePlan:
 
     Args:
         rounded: made from `start`.
-        start: gives all but the scales; what it did to floats and biases is in the weights by now.
+        start: gives all but the scales; what it did to floats and biases is in the graph by now.
     """
     nodes = {node.name: node for node in rounded.graph.nodes}
     fakes = {fake.args[0].name: fake for fake in nodes.values() if fake.target is fake_quantize}
@@ -236,12 +256,12 @@ def learned_plan(rounded: GraphModule, start: QuantizePlan) -> QuantizePlan:
 
 
 def _floats(graph: GraphModule, plan: QuantizePlan) -> GraphModule:
-    """What `Quantize.apply` rounds: BatchNorm folded, and whatever else the plan does to floats but shifting biases.
-
-    Biases are trained, so they find their own shift.
-    """
-    floats = dataclasses.replace(plan, activations=(), weights=(), biases=())
-    return Quantize().apply(graph, floats, Tools())
+    """What `Quantize.apply` rounds: BatchNorm folded, and whatever else the plan does to floats; biases that train."""
+    floats = Quantize().apply(graph, dataclasses.replace(plan, activations=(), weights=()), Tools())
+    for shift in plan.biases:
+        name = bias_name(shift.layer)
+        set_tensor_(floats, name, nn.Parameter(get_tensor(floats, name)))
+    return floats
 
 
 def _scale_(graph: GraphModule, name: str, scale: Tensor) -> Node:
