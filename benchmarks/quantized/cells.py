@@ -205,7 +205,13 @@ OURS = (
     # What equalization multiplies is a pass more there: GELU no longer ends in integers in one kernel.
     ours(PLAINEST, "inductor", Quantize(samples=SAMPLES, **STATIC[PLAINEST]), only=("MiniLM",)),
     *(
-        ours(TAUGHT, "onnxruntime", QAT(lr=lr, start=Quantize(samples=SAMPLES)), only=(model,), timed=False)
+        ours(
+            f"{TAUGHT}, lr {lr:g}",
+            "onnxruntime",
+            QAT(lr=lr, start=Quantize(samples=SAMPLES)),
+            only=(model,),
+            timed=False,
+        )
         for model, lr in TRAINED.items()
     ),
     ours("dynamic", "onnxruntime", Dynamic(), precision="int8d", only=("MiniLM",)),

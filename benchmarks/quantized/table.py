@@ -152,7 +152,7 @@ def missing(model: str, rows: list[Row]) -> list[str]:
 
 def sides_of(rows: list[Row]) -> tuple[list[Row], list[Row]]:
     """What trimtab made, without its plainest setting and what was trained, and what the rivals made."""
-    made = [row for row in rows if row["cell"] not in (ORIGINAL, NAIVE, TAUGHT)]
+    made = [row for row in rows if row["cell"] not in (ORIGINAL, NAIVE) and not row["cell"].startswith(TAUGHT)]
     return [row for row in made if row["ours"]], [row for row in made if not row["ours"]]
 
 
