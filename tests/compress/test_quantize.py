@@ -260,7 +260,9 @@ def test_a_bias_shift_is_what_quantization_takes_from_the_mean() -> None:
 
 
 def test_settings_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(PlanError, match=r"there is none such; take one of \['minmax', 'percentile', 'mse'\]"):
+    with pytest.raises(
+        PlanError, match=r"there is none such; take one of \['minmax', 'percentile', 'mse', 'entropy'\]"
+    ):
         Quantize(observer="best")  # type: ignore[arg-type]
     with pytest.raises(PlanError, match=r"int8 weights have 2 \.\.\. 8 bits"):
         Quantize(weight_bits=9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import itertools
 
 import pytest
@@ -81,6 +83,15 @@ class Plain(nn.Module):
         return self.head(torch.relu(self.depthwise(x))).mean((2, 3))
 
 
+PLAIN: dict[str, Any] = {
+    "samples": 32,
+    "weight_bits": 4,
+    "correct_bias": False,
+    "equalize": False,
+    "most_error": None,
+}
+
+
 def test_either_takes_most_of_the_error_of_a_depthwise_layer_on_plain_grounds() -> None:
     torch.manual_seed(0)
     module = Plain().eval()
@@ -91,7 +102,7 @@ def test_either_takes_most_of_the_error_of_a_depthwise_layer_on_plain_grounds() 
     graph = capture(module, (train,))
     errors = []
     for settings in ({}, {"correct_bias": True}, {"rounding": "learned"}):
-        method = Quantize(**{"samples": 32, "weight_bits": 4, "correct_bias": False, "most_error": None, **settings})  # type: ignore[arg-type]
+        method = Quantize(**{**PLAIN, **settings})
         quantized = method.apply(graph, method.plan(graph, task), Tools())
         errors.append((quantized(select) - module(select)).norm().item())
     assert errors[1] < 0.1 * errors[0]
