@@ -48,6 +48,22 @@ def test_weights_of_any_layout_take_the_same_steps(settings):
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("settings", [Lion(), ScheduleFreeAdamW()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("gradient", [torch.tensor(2.0).expand(6), torch.arange(12.0)[::2]], ids=["one number", "gaps"])
+def test_gradients_that_lie_in_no_row_are_read_as_they_are(settings, gradient):
+    """Torch's fused kernels read memory and not strides."""
+    results = []
+    for g in (gradient, gradient.clone(memory_format=torch.contiguous_format)):
+        model = nn.Module()
+        model.w = nn.Parameter(torch.ones(6))
+        optimizer = settings.build(model)
+        for _ in range(2):
+            model.w.grad = g
+            optimizer.step()
+        results.append(model.w.detach())
+    assert torch.equal(*results)
+
+
 def test_weights_laid_out_anew_keep_their_state():
     models = [nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)]
     models[1].load_state_dict(models[0].state_dict())

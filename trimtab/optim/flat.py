@@ -184,9 +184,7 @@ def inverse(order: list[int]) -> list[int]:
 
 def flat(tensor: Tensor, like: Tensor) -> Tensor:
     """The elements in the order of `like`'s memory: a view where `tensor` lies so too and without gaps, else a copy."""
-    if like.is_contiguous():
-        return tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
-    ordered = tensor.permute(order_of(like))
+    ordered = tensor if like.is_contiguous() else tensor.permute(order_of(like))
     return ordered.reshape(-1).contiguous()  # even gaps would stay, and torch's fused kernels do not look for them
 
 
