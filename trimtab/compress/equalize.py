@@ -51,11 +51,6 @@ class Factors:
     values: tuple[float, ...]
     multiplied: str | None = None
 
-    @property
-    def product(self) -> str | None:
-        """What the multiplied value is called after it."""
-        return f"{self.multiplied}_equalized" if self.multiplied else None
-
     def fit(self, graph: GraphModule) -> bool:
         """Whether the graph has all that takes them, with as many channels."""
         nodes = {node.name: node for node in graph.graph.nodes}
@@ -115,9 +110,9 @@ def equalized(graph: GraphModule, factors: Iterable[Factors]) -> GraphModule:
         values = torch.tensor(one.values)
         for name in one.producers:
             _multiply_(result, nodes[name], values)
-        if one.multiplied and one.product:
+        if one.multiplied:
             readers = [nodes[name] for name in one.consumers]
-            _multiply_between_(result, nodes[one.multiplied], one.product, readers, values)
+            _multiply_between_(result, nodes[one.multiplied], readers, values)
         for name in one.consumers:
             layer = layer_of(result, nodes[name])
             assert layer is not None
@@ -136,8 +131,14 @@ def _multiply_(graph: GraphModule, producer: Node, values: Tensor) -> None:
             set_tensor_(graph, at, nn.Parameter(tensor * values.reshape(-1, *[1] * (tensor.ndim - 1))))
 
 
-def _multiply_between_(graph: GraphModule, value: Node, name: str, readers: list[Node], values: Tensor) -> None:
+def product_name(value: str) -> str:
+    """What a value is called after it was multiplied."""
+    return f"{value}_equalized"
+
+
+def _multiply_between_(graph: GraphModule, value: Node, readers: list[Node], values: Tensor) -> None:
     """Multiply what these readers get of `value`; others get it as it is."""
+    name = product_name(value.name)
     set_tensor_(graph, f"{name}_by", values)
     with graph.graph.inserting_after(value):
         read = graph.graph.create_node("get_attr", f"{name}_by")

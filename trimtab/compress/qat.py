@@ -5,10 +5,9 @@ gradient: what a value loses by rounding, or the end of the range where it is cl
 their logarithm, as in Jain et al. 2020, "Trained Quantization Thresholds": Adam's steps ignore how large a gradient
 is, so LSQ's factor 1 / sqrt(N Q) has nothing to do, and a scale stays positive. Scales begin at a calibrated plan's;
 zero points stay as they are there. BatchNorm is folded before the first step and its statistics stay frozen (Nagel
-et al. 2021, section 4.2: as good as folding on the way, and what is trained is what ships); biases begin corrected.
-By default the loss is
-distillation from the original, which needs no label. Cost: `epochs` over the training data, each step about twice
-a plain one, and the teacher's forward pass.
+et al. 2021, section 4.2: as good as folding on the way, and what is trained is what ships); biases begin corrected. By
+default the loss is distillation from the original, which needs no label. Cost: `epochs` over the training data, each
+step about twice a plain one, and the teacher's forward pass.
 """
 
 from __future__ import annotations
@@ -133,8 +132,9 @@ class QAT:
         integer = Quantize().apply(trained, learned, tools)
         if plan.learn_from == "original" and tools.original is not None and tools.task is not None:
             assert plan.settings.lr is not None  # `plan` gave one
-            untrained = Quantize().apply(graph, plan.start, tools)
-            _require_nearer(integer, untrained, tools.original, tools.task, plan.settings.lr)
+            if not (after := relative_error(tools.original, integer, tools.task.select)) <= FAR:
+                untrained = Quantize().apply(graph, plan.start, tools)
+                _refuse_astray(relative_error(tools.original, untrained, tools.task.select), after, plan.settings.lr)
         return integer
 
 
@@ -148,10 +148,9 @@ def _require_labels(task: Task) -> None:
         )
 
 
-def _require_nearer(trained: GraphModule, untrained: GraphModule, original: Any, task: Task, lr: float) -> None:
+def _refuse_astray(before: float, after: float, lr: float) -> None:
     """Refuse a training whose steps were too large for the model: what it had before is gone."""
-    before, after = (relative_error(original, one, task.select) for one in (untrained, trained))
-    if not after <= max(FAR, 2 * before):
+    if not after <= 2 * before:
         raise PlanError(
             f"QAT(lr={lr:g}) led away from the original: its outputs on select moved by {after:.2g} of their variance, "
             f"by {before:.2g} without training. The steps are too large for this model. Give QAT(lr={lr / 10:g}), or "

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from trimtab.compress.calibration import batches, calibration, require_fitting, watch_outputs
 from trimtab.compress.emit import emitted
-from trimtab.compress.equalize import Factors, equalized, find_factors
+from trimtab.compress.equalize import Factors, equalized, find_factors, product_name
 from trimtab.compress.observers import OBSERVERS, Observer, affine, extremes
 from trimtab.compress.points import LAYERS, points
 from trimtab.compress.rounding import refine
@@ -127,31 +127,31 @@ class Quantize:
         folded = fold_batchnorm(graph)
         if not _layers(folded)[0]:
             raise PlanError("Nothing to quantize: the graph has no convolution or linear layer with a fixed weight.")
-        factors, plan = self._first(folded, data, task.select)
-        folded = equalized(folded, factors)
-        layers, skipped = _layers(folded)
+        scaled, factors, plan = self._first(folded, data, task.select)
+        layers, skipped = _layers(scaled)
         if self.most_error is not None:
-            plan = self._within(folded, layers, plan, (data, task.select), self.most_error)
+            plan = self._within(scaled, layers, plan, (data, task.select), self.most_error)
         return replace(plan, skipped=(*skipped, *plan.skipped), factors=factors)
 
-    def _first(self, folded: GraphModule, data: Split, select: Split) -> tuple[tuple[Factors, ...], QuantizePlan]:
-        """Factors of channels, and a plan for all layers of the graph that has them.
+    def _first(
+        self, folded: GraphModule, data: Split, select: Split
+    ) -> tuple[GraphModule, tuple[Factors, ...], QuantizePlan]:
+        """The graph with its channels scaled or not, by which factors, and a plan for all of its layers.
 
         Where it was left open whether channels are scaled, both are planned, without learned rounding, and the one
         is taken that moves the outputs on `select` less.
         """
-
-        def planned(method: Quantize, factors: tuple[Factors, ...]) -> QuantizePlan:
-            graph = equalized(folded, factors)
-            return method._plan(graph, _layers(graph)[0], data)
-
-        found = () if self.equalize is False else find_factors(folded, batches(data, BATCH))
-        if self.equalize is not None or not found:
-            return found, planned(self, found)
-        drafts = {factors: planned(replace(self, rounding="nearest"), factors) for factors in ((), found)}
-        errors = {f: relative_error(folded, _emitted(equalized(folded, f), plan), select) for f, plan in drafts.items()}
-        best = min(errors, key=errors.__getitem__)
-        return best, drafts[best] if self.rounding == "nearest" else planned(self, best)
+        factors = () if self.equalize is False else find_factors(folded, batches(data, BATCH))
+        scaled = equalized(folded, factors)
+        if self.equalize is not None or not factors:
+            return scaled, factors, self._plan(scaled, _layers(scaled)[0], data)
+        nearest = replace(self, rounding="nearest")
+        drafts = [
+            (graph, used, nearest._plan(graph, _layers(graph)[0], data))
+            for graph, used in ((folded, ()), (scaled, factors))
+        ]
+        graph, used, draft = min(drafts, key=lambda one: relative_error(folded, _emitted(one[0], one[2]), select))
+        return graph, used, draft if self.rounding == "nearest" else self._plan(graph, _layers(graph)[0], data)
 
     def _plan(self, folded: GraphModule, layers: list[Node], data: Split) -> QuantizePlan:
         """The plan of these layers, in a graph that is folded and equalized."""
@@ -223,7 +223,7 @@ def _emitted(graph: GraphModule, plan: QuantizePlan) -> GraphModule:
 
 def _require_same_graph(graph: GraphModule, plan: QuantizePlan) -> None:
     nodes = {node.name: node for node in graph.graph.nodes}
-    made = {one.product for one in plan.factors}
+    made = {product_name(one.multiplied) for one in plan.factors if one.multiplied}
     named = [*(a.node for a in plan.activations if a.node not in made), *(w.layer for w in plan.weights)]
     missing = [name for name in named if name not in nodes]
     if missing:
