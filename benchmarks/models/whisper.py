@@ -45,7 +45,7 @@ WINDOW, HOP, BANDS, SECONDS = 400, 160, 80, 30
 WIDTH, HEADS, LAYERS, VOCABULARY, POSITIONS = 384, 6, 4, 51_864, (1500, 448)
 # The prompt: start of transcript, no timestamps. `END` also fills up.
 PROMPT, END, NUM_TOKENS = (50_257, 50_362), 50_256, 40
-NUM_CALIBRATION, NUM_SELECT, NUM_JUDGED, NOISE = 8, 2, 5, 0.1
+NUM_CALIBRATION, NUM_SELECT, NUM_JUDGED, NOISE = 16, 4, 5, 0.1
 SPELLED = {"mr": "mister", "mrs": "missus"}
 
 

@@ -17,6 +17,7 @@ from trimtab.compress.scales import with_steps
 from trimtab.core import Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
+from trimtab.graph.cost import macs
 
 
 def problem(features: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -121,3 +122,22 @@ def test_a_plan_whose_steps_are_of_another_size_is_refused() -> None:
 def test_a_rounding_that_is_none_is_refused() -> None:
     with pytest.raises(PlanError, match=r"there is none such; take one of \['nearest', 'learned'\]"):
         Quantize(rounding="up")  # type: ignore[arg-type]
+
+
+class Recurrent(nn.Module):
+    """[B, 6, 4] -> [B, 6, 3]; the LSTM's first states hold the batch in their second dim."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0])
+
+
+def test_planning_leaves_the_batch_of_a_recurrent_graph_open() -> None:
+    x = torch.randn(64, 6, 4, generator=torch.Generator().manual_seed(0))
+    graph = capture(Recurrent().eval(), (x,))
+    before = macs(graph)
+    Quantize(samples=32, most_error=None).plan(graph, task_of(x))
+    assert macs(graph) == before, "MACs are counted for one sample"

@@ -38,6 +38,7 @@ from trimtab.compress.scales import ActivationScale, BiasShift, WeightScale, lev
 from trimtab.core import Split
 from trimtab.graph.calls import arguments
 from trimtab.graph.capture import get_tensor
+from trimtab.graph.cost import for_one_sample
 
 MAX_SAMPLES, MIN_SAMPLES, MAX_BYTES = 64, 16, 128 << 20
 MIN_ROWS = 2048
@@ -93,8 +94,8 @@ def refine(
 def _largest(graph: GraphModule) -> int:
     """The bytes of the largest value for one sample."""
     values = [node.meta.get("val") for node in graph.graph.nodes if node.op == "call_function"]
-    sizes = [value.shape[1:] for value in values if isinstance(value, Tensor) and value.ndim]
-    return max((4 * math.prod(int(size) for size in shape) for shape in sizes), default=1)
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return max((4 * math.prod(map(for_one_sample, value.shape)) for value in tensors), default=1)
 
 
 def _lost(exact: Walk, given: Walk, name: str) -> Tensor:
