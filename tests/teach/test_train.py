@@ -9,6 +9,7 @@ import trimtab as tt
 from tests.train.toy import FIT, same_weights, toy_net, toy_task
 from trimtab.core import Fit
 from trimtab.errors import RunError, TaskError
+from trimtab.graph.fisher import fisher_of
 from trimtab.teach.train import kinds_of_settings, parse_settings, parse_until, seconds_of, train, trained_by
 from trimtab.train.keep import ENDED_BY_SIGTERM
 from trimtab.train.loop import fit, predict
@@ -108,3 +109,12 @@ def test_any_setting_of_fit_can_be_given_by_name():
 def test_a_setting_that_fit_does_not_have_is_refused(given, says):
     with pytest.raises(TaskError, match=says):
         parse_settings([given])
+
+
+def test_compression_gets_the_averaged_weights_and_the_squares_of_the_gradients(tmp_path):
+    task = dataclasses.replace(toy_task(), fit=dataclasses.replace(FIT, ema=0.8))
+    train(toy_net(), task, output=tmp_path / "t", quiet=True)
+    graph, ready = trained_by(tmp_path / "t", task)
+    assert torch.equal(graph.get_parameter("5.weight"), fit(toy_net(), task)[5].weight)
+    assert ready.fit is None
+    assert fisher_of(graph).why_not(graph) is None

@@ -14,6 +14,7 @@ from tests.nets import net
 from tests.train.toy import FIT, same_weights, toy_net, toy_task
 from trimtab.core import Fit
 from trimtab.errors import OptimizerError, TaskError
+from trimtab.graph.fisher import fisher_of
 from trimtab.tasks.metrics import ACCURACY
 from trimtab.train.loop import fit, num_steps, predict, score, training
 from trimtab.train.schedule import warmup_cosine
@@ -230,3 +231,37 @@ def test_the_loop_costs_little_beside_the_work():
         assert not reads
         next(steps)
         assert len(reads) == 1
+
+
+def test_the_squares_that_the_optimizer_kept_are_left_with_the_averaged_weights_and_survive_a_resume(tmp_path):
+    settings, path = dataclasses.replace(FIT, ema=0.8), tmp_path / "fit.safetensors"
+    whole = fisher_of(trained := fit(toy_net(), toy_task(), settings))
+    assert whole.why_not(trained) is None
+    assert whole.by == "the training's AdamW"
+    with training(toy_net(), toy_task(), settings, checkpoint=path) as steps:
+        for _ in range(13):
+            next(steps)
+    resumed = fisher_of(fit(toy_net(), toy_task(), settings, checkpoint=path))
+    assert whole.weights == resumed.weights
+    assert all(torch.equal(square, resumed.squares[name]) for name, square in whole.squares.items())
+
+
+def test_the_squares_stand_for_one_sample_whatever_the_batch_size():
+    def mean(batch_size: int) -> float:
+        settings = dataclasses.replace(FIT, batch_size=batch_size, lr=1e-9, epochs=8)
+        model = fit(
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), dataclasses.replace(toy_task(), augment=None), settings
+        )
+        return float(fisher_of(model).squares["1.weight"].float().mean())
+
+    torch.manual_seed(0)
+    assert 0.3 < mean(2) / mean(1) < 3
+
+
+@pytest.mark.parametrize("other", [{"objective": lambda model, x, y: model(*x).square().mean()}, {"optimizer": "lion"}])
+def test_squares_of_another_objective_or_none_at_all_are_not_left_nor_those_from_before(other):
+    model = fit(toy_net(), toy_task())
+    objective = other.pop("objective", None)
+    again = fit(model, toy_task(), dataclasses.replace(FIT, epochs=1, **other), objective=objective)
+    assert fisher_of(model) is not None
+    assert fisher_of(again) is None

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from trimtab.errors import CaptureError
 from trimtab.graph.calls import writes
+from trimtab.graph.fisher import attach_fisher_, fisher_of
 from trimtab.graph.modes import live_modes_
 from trimtab.graph.plain import plain_forms_
 from trimtab.graph.regions import inlined_regions_
@@ -51,7 +52,8 @@ def capture(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModul
         example_inputs: tensors [B, ...] that fit it; their values do not matter.
 
     Returns:
-        A graph on copies of the weights, in eval mode. Every node carries its shape in `meta["val"]`.
+        A graph on copies of the weights, in eval mode. Every node carries its shape in `meta["val"]`. What training
+        left with the module (`fisher.py`) goes along.
 
     Raises:
         CaptureError: with the line of the model that cannot be captured, and how to mend it.
@@ -69,7 +71,9 @@ def capture(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModul
             raw = exported.module(check_guards=False)
     except Exception as error:  # the user's forward may raise anything, and so may the exporter
         raise _capture_error(module, error) from error
-    return _own(raw, inputs)
+    own = _own(raw, inputs)
+    attach_fisher_(own, fisher_of(module))
+    return own
 
 
 def _refuse_cumulative_averages(module: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """A graph as two files: `graph.json` (the operations, to be read) and `weights.safetensors`; no pickle.
 
 Loading gives back the same operations on the same bits, so the same outputs. Instead of the second file there may be
-`weights.coded`, which is shorter where weights share few values (`coded.py`).
+`weights.coded`, which is shorter where weights share few values (`coded.py`). A trained graph also has
+`fisher.safetensors`, half as large as the weights (`fisher.py`); an artifact ships without it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from trimtab.errors import ArtifactError
 from trimtab.files import write_atomic, write_json
 from trimtab.graph.capture import get_tensor, set_tensor_
 from trimtab.graph.coded import tensors_from_coded, tensors_to_coded
+from trimtab.graph.fisher import attach_fisher_, load_fisher, save_fisher
 from trimtab.graph.modes import TRAINING
 from trimtab.graph.shapes import InputSpec, input_specs, refresh_shapes_
 
@@ -75,6 +77,7 @@ def save_graph(graph: GraphModule, folder: Path, *, coded: bool = False) -> tupl
     weights, other = (CODED_FILE, WEIGHTS_FILE) if coded else (WEIGHTS_FILE, CODED_FILE)
     write_atomic(folder / weights, tensors_to_coded(tensors) if coded else tensors_to_bytes(tensors))
     (folder / other).unlink(missing_ok=True)
+    save_fisher(graph, folder)
     write_json(folder / GRAPH_FILE, described)
     return GRAPH_FILE, weights
 
@@ -88,6 +91,7 @@ def load_graph(folder: Path) -> GraphModule:
     try:
         described = json.loads((folder / GRAPH_FILE).read_text(encoding="utf-8"))
         tensors = _read_tensors(folder)
+        handed = load_fisher(folder)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ArtifactError(
             f"Cannot read the graph in {folder}: {error}. Restore the folder or make it anew."
@@ -109,7 +113,9 @@ def load_graph(folder: Path) -> GraphModule:
     graph, made = Graph(), {}  # type: ignore[var-annotated]
     for entry in described["nodes"]:
         made[entry["name"]] = _node_from_json(graph, entry, made, specs)
-    return refresh_shapes_(GraphModule(root, graph, class_name="Graph").eval())
+    loaded = refresh_shapes_(GraphModule(root, graph, class_name="Graph").eval())
+    attach_fisher_(loaded, handed)
+    return loaded
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

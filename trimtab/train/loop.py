@@ -23,10 +23,12 @@ from torch import Tensor, nn
 
 from trimtab.core import Fit, Metric, Split, Task
 from trimtab.errors import TaskError
+from trimtab.graph.fisher import attach_fisher_, fisher
 from trimtab.measure.quality import scores
 from trimtab.optim import find_optimizer
 from trimtab.optim.base import Optimizer, changed
 from trimtab.optim.schedule_free import ScheduleFree, recalibrate_
+from trimtab.optim.second_moments import second_moments
 from trimtab.tasks.check import evaluating, fingerprint_split
 from trimtab.train.average import Average, average_of
 from trimtab.train.batches import gathered
@@ -85,7 +87,8 @@ def training(
 
     Args:
         model: returns one tensor; its modes and memory layout come back at the end. If the settings ask for an average
-            of the weights, the end of the `with` makes it the model's weights.
+            of the weights, the end of the `with` makes it the model's weights. The squares of gradients that the
+            optimizer knows stay with it (`graph/fisher.py`).
         task: `train`, `loss`, `weigh` and `augment` are used, nothing else. An epoch leaves out the samples beyond the
             last full batch, others each time; an optimizer that wants all data at once leaves out none.
         settings: default: the task's `fit`.
@@ -129,6 +132,7 @@ def training(
                 lay_out_(model, torch.contiguous_format)
             for part, mode in modes:
                 part.training = mode
+        run.hand_on_()
         if asked():
             raise SystemExit(ENDED_BY_SIGTERM)
 
@@ -216,7 +220,7 @@ class _Run:
 
     def __init__(self, model: nn.Module, task: Task, settings: Fit, objective: Objective | None) -> None:
         self.model, self.task, self.settings = model, task, settings
-        self.objective = objective or _task_loss(task)
+        self.of_task, self.objective = objective is None, objective or _task_loss(task)
         self.chosen = optimizer_of(settings)
         _refuse_pairs(settings, self.chosen, objective)
         self.pruning: InfoBatch | None = None
@@ -317,6 +321,16 @@ class _Run:
             recalibrate_(self.model, self._calibration())
         if self.average and self.taken and self.average.put_(self.taken - 1):
             recalibrate_(self.model, self._calibration(STATISTICS_BATCHES))
+
+    def hand_on_(self) -> None:
+        """Leave with the model the Fisher diagonal that the optimizer's state holds, if it is of the task's own loss.
+
+        The mean gradient of B samples, squared and times B, stands for one sample's.
+        """
+        moments = {} if self.integer or not self.of_task else second_moments(self.optimizer)
+        squares = {name: moments[p] * self.batch_size for name, p in self.model.named_parameters() if p in moments}
+        by = f"the training's {type(self.chosen).__name__}"
+        attach_fisher_(self.model, fisher(self.model, squares, by) if squares else None)
 
 
 def _steps(run: _Run, keep: Keep | None, asked: Callable[[], bool]) -> Generator[Step, None, None]:
