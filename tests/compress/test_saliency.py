@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from tests.compress.test_quantize import task_of
 from trimtab.compress import saliency
+from trimtab.compress.allocate import Budget
 from trimtab.compress.calibration import batches, input_rows, layer_of
+from trimtab.compress.prune import Prune
 from trimtab.compress.saliency import saliencies
 from trimtab.core import Split
 from trimtab.graph.capture import capture
@@ -34,7 +36,7 @@ def test_the_first_to_go_costs_what_a_refit_leaves(monkeypatch) -> None:
         module, x = net_of(conv)
         graph = capture(module, (x[:2],))
         data = batches(Split((x,), torch.zeros(len(x))))
-        own = saliencies(graph, list(groups(graph).cuttable), data)["0"]
+        own = saliencies(graph, list(groups(graph).cuttable), data)["0"].values
         layer = [found for node in graph.graph.nodes if (found := layer_of(graph, node))][1]
         h = module[1](module[0](x)).detach()
         y = module(x).detach()
@@ -56,7 +58,7 @@ def test_of_two_that_carry_the_same_only_one_is_cheap(monkeypatch) -> None:
     with torch.no_grad():
         module[0].weight[5], module[0].bias[5] = module[0].weight[2], module[0].bias[2]
     graph = capture(module, (x[:2],))
-    own = saliencies(graph, list(groups(graph).cuttable), batches(Split((x,), torch.zeros(len(x)))))["0"]
+    own = saliencies(graph, list(groups(graph).cuttable), batches(Split((x,), torch.zeros(len(x)))))["0"].values
     twins, others = own[[2, 5]].sort().values, own[[c for c in range(8) if c not in (2, 5)]]
     assert twins[0] == own.min() < 0.2 * others.min()
     assert twins[1] >= others.min()
@@ -72,7 +74,7 @@ def test_groups_in_runs_of_little_memory_score_the_same(monkeypatch) -> None:
     monkeypatch.setattr(saliency, "GRAM_NUMBERS", 1)
     apart = saliencies(graph, found, batches(task.train))
     assert set(whole) == set(apart) == {"0", "2"}
-    assert all(torch.equal(whole[name], apart[name]) for name in whole)
+    assert all(torch.equal(whole[name].values, apart[name].values) for name in whole)
 
 
 def test_what_is_too_large_to_solve_is_left_out(monkeypatch) -> None:
@@ -80,3 +82,46 @@ def test_what_is_too_large_to_solve_is_left_out(monkeypatch) -> None:
     graph = capture(module, (x[:2],))
     monkeypatch.setattr(saliency, "MAX_FEATURES", 4)
     assert saliencies(graph, list(groups(graph).cuttable), batches(Split((x,), torch.zeros(len(x))))) == {}
+
+
+def test_the_curve_is_how_far_the_outputs_move_with_the_rest_refitted() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1)).eval()
+    x, judged = torch.randn(256, 6), Split((torch.randn(48, 6),), torch.zeros(48))
+    graph = capture(module, (x[:2],))
+    data = batches(Split((x,), torch.zeros(len(x))))
+    own = saliencies(graph, list(groups(graph).cuttable), data, judge=judged)["0"]
+    assert [left for left, _ in own.curve] == [7, 6, 5, 4, 3, 2, 1]
+    with_one = lambda x: torch.cat([module[1](module[0](x)), torch.ones(len(x), 1)], 1).detach().double()  # noqa: E731
+    rows, seen = with_one(x), with_one(judged.inputs[0])
+    h = rows.T @ rows
+    h = h + saliency.DAMPENING * h.diagonal().mean() * torch.eye(9, dtype=h.dtype)
+    weight = torch.cat([module[2].weight[0], module[2].bias]).detach().double()
+    exact = seen @ weight
+    for left, error in own.curve:
+        kept = [*own.values.argsort(descending=True)[:left].sort().values.tolist(), 8]
+        refitted = torch.linalg.solve(h[kept][:, kept], h[kept] @ weight)
+        off = float((seen[:, kept] @ refitted - exact).square().sum() / (exact - exact.mean()).square().sum())
+        torch.testing.assert_close(error, off, rtol=2e-2, atol=1e-6)
+
+
+class TwoWays(nn.Module):
+    """[B, 6] -> [B, 4]: two ways of like nets, one of which hardly counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loud, self.quiet = (nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.loud(x) + 0.01 * self.quiet(x)
+
+
+def test_a_budget_takes_channels_where_the_outputs_hardly_move() -> None:
+    torch.manual_seed(0)
+    module, x = TwoWays().eval(), torch.randn(2, 6)
+    plan = Prune(budget=Budget(macs=0.6), importance="obs", samples=64, round_to=1).plan(
+        capture(module, (x,)), task_of(x)
+    )
+    cuts = {one.group: len(one.kept) for one in plan.cuts}
+    assert cuts["quiet.0"] <= 3
+    assert cuts.get("loud.0", 16) == 16

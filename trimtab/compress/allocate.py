@@ -1,7 +1,8 @@
 """How many channels each group keeps: under a budget, a knapsack over widths; or by one ranking of all.
 
-What a group loses at a width is -log of the share of its importance that stays, so the last channels of a group are
-dear and a sum over groups is the log of a product: no group is emptied to spare the others. Widths interact (a layer's
+What a group loses at a width is how far the model's outputs move there, where that was measured (`saliency.py`). Else
+it is -log of the share of its importance that stays, so the last channels of a group are dear and a sum over groups is
+the log of a product: no group is emptied to spare the others. Widths interact (a layer's
 cost is a product of two), so every cost is computed anew from the widths at each step.
 Shen et al., "Structural Pruning via Latency-Saliency Knapsack" (2022), packs single neurons with costs fixed in turn;
 here whole widths, greedily by loss for cost, and then one group is moved and the others
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,15 +80,32 @@ class Choice:
     lost: tuple[float, ...]
 
 
-def choice(group: str, importance: Tensor, widths: list[int]) -> Choice:
-    """The choice among `widths` of a group; the most important channels stay."""
+def choice(group: str, importance: Tensor, widths: list[int], curve: tuple[tuple[int, float], ...] = ()) -> Choice:
+    """The choice among `widths` of a group; the most important channels stay.
+
+    curve: what is lost at some widths, if it was measured.
+    """
     sizes = sorted({len(importance), *widths}, reverse=True)
     stride = math.ceil(len(sizes) / MAX_LEVELS)
     sizes = sorted({*sizes[::stride], sizes[-1]}, reverse=True)
+    if curve:
+        return Choice(group, len(importance), tuple(sizes), _between(curve, sizes))
     ranked = importance.sort(descending=True).values.cumsum(0)
     total = float(ranked[-1])
     kept = [float(ranked[size - 1]) / total if total else 1.0 for size in sizes]
     return Choice(group, len(importance), tuple(sizes), tuple(-math.log(max(share, 1e-12)) for share in kept))
+
+
+def _between(curve: tuple[tuple[int, float], ...], sizes: list[int]) -> tuple[float, ...]:
+    """What is lost at each of `sizes`, the largest of which is whole; never less at a narrower one.
+
+    >>> _between(((6, 0.1), (2, 0.5)), [8, 6, 4, 2, 1])
+    (0.0, 0.1, 0.3, 0.5, 0.75)
+    """
+    points = [(0, 2 * max(lost for _, lost in curve)), *sorted(curve), (sizes[0], 0.0)]
+    widths, lost = zip(*points, strict=True)
+    found = np.interp(sizes, widths, np.maximum.accumulate(lost[::-1])[::-1])
+    return tuple(map(float, found))
 
 
 def ranked_together(importance: Mapping[str, Tensor], ratio: float) -> dict[str, int]:

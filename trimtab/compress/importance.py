@@ -42,14 +42,24 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Scores:
-    """One number for each channel, [size] in float64, at least 0, and the measure that gave them."""
+    """One number for each channel, [size] in float64, at least 0, and the measure that gave them.
+
+    curve: as in `saliency.py`, how far the outputs move at some widths, where the measure tells it.
+    """
 
     values: Tensor
     by: str
+    curve: tuple[tuple[int, float], ...] = ()
 
 
 def importances(
-    graph: GraphModule, groups: list[Group], measure: str, *, task: Task | None, data: Split | None
+    graph: GraphModule,
+    groups: list[Group],
+    measure: str,
+    *,
+    task: Task | None,
+    data: Split | None,
+    curves: bool = False,
 ) -> dict[str, Scores]:
     """The scores of every group's channels by one of `MEASURES`.
 
@@ -59,6 +69,7 @@ def importances(
         measure: a name in `MEASURES`.
         task: gives the loss; needed by those in `NEED_DATA`, as are the samples in `data`.
         data: calibration samples.
+        curves: measure them on the task's select split, where the measure can.
 
     Raises:
         PlanError: a weight or a score is not finite.
@@ -71,7 +82,7 @@ def importances(
     if measure in NEED_DATA:
         assert task is not None
         assert data is not None
-        found = NEED_DATA[measure](graph, groups, task, data)
+        found = (_obs_curves if curves and measure == "obs" else NEED_DATA[measure])(graph, groups, task, data)
     else:
         found = FROM_WEIGHTS[measure](graph, groups)
     for name, scores in found.items():
@@ -189,8 +200,15 @@ def _activations(graph: GraphModule, groups: list[Group], task: Task, data: Spli
     return found
 
 
-def _obs(graph: GraphModule, groups: list[Group], task: Task, data: Split) -> dict[str, Scores]:
-    found = {name: Scores(values, "obs") for name, values in saliencies(graph, groups, batches(data)).items()}
+def _obs_curves(graph: GraphModule, groups: list[Group], task: Task, data: Split) -> dict[str, Scores]:
+    return _obs(graph, groups, task, data, judge=task.select)
+
+
+def _obs(
+    graph: GraphModule, groups: list[Group], task: Task, data: Split, judge: Split | None = None
+) -> dict[str, Scores]:
+    solved = saliencies(graph, groups, batches(data), judge=judge)
+    found = {name: Scores(one.values, "obs", one.curve) for name, one in solved.items()}
     rest = [group for group in groups if group.name not in found]
     others = _activations(graph, rest, task, data) if rest else {}
     return found | {

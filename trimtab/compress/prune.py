@@ -129,7 +129,8 @@ class Prune:
         importance: which channels matter; `importance.py` tells of each. `bn_scale` falls back to magnitude, and
             the plan says so.
         allocation: "uniform" cuts every group by `ratio`; "global" the least channels of all groups.
-        budget: what may stay of the original's cost; the widths that lose least are found.
+        budget: what may stay of the original's cost; the widths that lose least are found: by "obs" those that move
+            the outputs least, as measured on the task's select split.
         round_to: kept widths become multiples of it in groups at least twice as wide, because runtimes work in such
             blocks.
         keep_min: a plan that would keep fewer channels of a group is refused.
@@ -213,7 +214,7 @@ class Prune:
         found = groups(graph, means=True) if through_means else found
         chosen, skipped = disjoint(found.cuttable, self._would_be_cut, self.heads)
         data = self._data(task)
-        scores = importances(graph, chosen, self.importance, task=task, data=data)
+        scores = importances(graph, chosen, self.importance, task=task, data=data, curves=self.budget is not None)
         sizes = Sizes(graph, chosen)
         kept = self._widths(sizes, chosen, scores)
         whole = [group for group in chosen if kept[group.name] == group.size]
@@ -285,7 +286,10 @@ class Prune:
     def _widths(self, sizes: Sizes, chosen: list[Group], scores: dict[str, Scores]) -> dict[str, int]:
         """How many channels each group keeps."""
         if self.budget is not None:
-            choices = [choice(group.name, scores[group.name].values, self._allowed(group)) for group in chosen]
+            choices = [
+                choice(group.name, scores[group.name].values, self._allowed(group), scores[group.name].curve)
+                for group in chosen
+            ]
             return knapsack(choices, _costs(sizes, self.budget)) if choices else {}
         assert self.ratio is not None
         if self.allocation == "uniform":

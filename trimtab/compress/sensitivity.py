@@ -112,15 +112,18 @@ def _rounding(
     return change
 
 
-def moved_by(graph: GraphModule, changes: Mapping[str, Sequence[Change]], data: Split) -> dict[str, tuple[float, ...]]:
+def moved_by(
+    graph: GraphModule, changes: Mapping[str, Sequence[Change]], data: Split, *, num: int = NUM_PROBED
+) -> dict[str, tuple[float, ...]]:
     """How far the outputs move with each change of each layer alone, as a share of how they vary; to first order.
 
     Args:
         graph: in eval mode, not quantized.
         changes: layer -> what may be done to it.
-        data: samples; a few of them are used.
+        data: samples; an even choice of them is used.
+        num: how many, at most.
     """
-    few = data.batch(torch.linspace(0, len(data) - 1, min(len(data), NUM_PROBED)).long())
+    few = data.batch(torch.linspace(0, len(data) - 1, min(len(data), num)).long())
     generator = torch.Generator().manual_seed(0)
     squares = {name: [0.0] * len(each) for name, each in changes.items()}
     spread = _Spread()
@@ -129,13 +132,14 @@ def moved_by(graph: GraphModule, changes: Mapping[str, Sequence[Change]], data: 
         with torch.enable_grad():
             outputs = probe.run(*(x.clone() for x in batch.inputs))
         spread.add_(outputs.detach().double())
+        grads: dict[str, list[Tensor]] = {name: [] for name in probe.outputs}
         for _ in range(NUM_DRAWS):
             signs = torch.randint(2, outputs.shape, generator=generator).to(outputs.dtype) * 2 - 1
-            grads = torch.autograd.grad((outputs * signs).sum(), list(probe.outputs.values()), retain_graph=True)
-            for name, grad in zip(probe.outputs, grads, strict=True):
-                for place, error in enumerate(probe.errors[name]):
-                    moved = (grad * error).flatten(1).sum(1).double()
-                    squares[name][place] += float(moved.square().sum()) / NUM_DRAWS
+            drawn = torch.autograd.grad((outputs * signs).sum(), list(probe.outputs.values()), retain_graph=True)
+            for name, grad in zip(probe.outputs, drawn, strict=True):
+                grads[name].append(grad)
+        del probe, outputs, drawn
+        _Moves(graph, changes, grads, squares).run(*(x.clone() for x in batch.inputs))
     return {name: tuple(total / spread.total() for total in totals) for name, totals in squares.items()}
 
 
@@ -161,13 +165,12 @@ def num_to_keep(order: list[Sensitivity], error: float, bound: float, *, more_th
 
 
 class _Probe(Interpreter):
-    """Runs the exact model and remembers each layer's outputs, and the error that each change of it makes of them."""
+    """Runs the exact model and remembers the outputs of each layer that is to change."""
 
     def __init__(self, graph: GraphModule, changes: Mapping[str, Sequence[Change]]) -> None:
         super().__init__(graph)
         self.changes = changes
         self.outputs: dict[str, Tensor] = {}
-        self.errors: dict[str, list[Tensor]] = {}
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
@@ -175,10 +178,32 @@ class _Probe(Interpreter):
             return value
         value = value if value.requires_grad else value.requires_grad_()
         self.outputs[n.name] = value
-        self.errors[n.name] = [self._changed(n, change) - value.detach() for change in self.changes[n.name]]
         return value.clone()  # the next operation may write into it
 
+
+class _Moves(Interpreter):
+    """Runs the exact model again and adds up how far each change moves the outputs, one change at a time in memory."""
+
+    def __init__(
+        self,
+        graph: GraphModule,
+        changes: Mapping[str, Sequence[Change]],
+        grads: Mapping[str, list[Tensor]],
+        squares: dict[str, list[float]],
+    ) -> None:
+        super().__init__(graph)
+        self.changes, self.grads, self.squares = changes, grads, squares
+
     @torch.no_grad()
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        for place, change in enumerate(self.changes.get(n.name, ())):
+            error = self._changed(n, change) - value
+            for grad in self.grads[n.name]:
+                moved = (grad * error).flatten(1).sum(1).double()
+                self.squares[n.name][place] += float(moved.square().sum()) / NUM_DRAWS
+        return value
+
     def _changed(self, n: Node, change: Change) -> Tensor:
         held = {read: self.env[read] for read in n.all_input_nodes if read.name in change}
         self.env |= {read: change[read.name](value) for read, value in held.items()}
