@@ -16,10 +16,13 @@ from tests.compress.test_quantize import task_of
 from tests.graph.test_dims import Forward
 from trimtab.compress.calibration import batches
 from trimtab.compress.importance import MEASURES, NEED_DATA, Scores, importances
-from trimtab.core import Task
+from trimtab.compress.prune import Prune
+from trimtab.core import Fit, Task
 from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
 from trimtab.graph.dims import groups
+from trimtab.graph.fisher import attach_fisher_, fisher_of
+from trimtab.train.loop import fit
 
 
 def given(name: str) -> tuple[GraphModule, Task]:
@@ -148,3 +151,38 @@ def test_without_values_all_channels_are_alike() -> None:
     found = scored(graph.to("meta"), task, "magnitude")
     assert found["0"].values.tolist() == [1.0] * 8
     assert "meta device" in found["0"].by
+
+
+def trained_net(optimizer: str = "adamw") -> tuple[GraphModule, Task]:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    task = task_of(torch.randn(4, 6))
+    trained = fit(module, task, Fit(epochs=3, batch_size=8, precision="fp32", optimizer=optimizer))
+    return capture(trained, (torch.randn(2, 6),)), task
+
+
+def test_fisher_takes_the_squares_that_training_left_and_looks_at_no_data() -> None:
+    graph, task = trained_net()
+    handed = fisher_of(graph)
+    assert handed is not None
+    blind = dataclasses.replace(task, loss=lambda outputs, targets: outputs.sum() * torch.nan)
+    own = importances(graph, list(groups(graph).cuttable), "fisher", task=blind, data=task.train)["0"]
+    weight, square = graph.get_parameter("2.weight").detach().double(), handed.squares["2.weight"].double()
+    torch.testing.assert_close(own.values, (weight.square() * square).sum(0) / 2)
+    assert own.by == "fisher, the training's AdamW"
+    plan = Prune(0.5, importance="fisher", round_to=1).plan(graph, task)
+    assert plan.rows()[0]["importance by"] == "fisher, the training's AdamW"
+
+
+def test_fisher_looks_at_data_and_says_why_where_the_weights_have_changed_or_have_no_squares() -> None:
+    graph, task = trained_net()
+    with torch.no_grad():
+        graph.get_parameter("0.weight").mul_(2)
+    changed = scored(graph, task, "fisher")["0"]
+    assert changed.by == "fisher, of samples, as 0.weight has changed since the training"
+    attach_fisher_(graph, None)
+    assert torch.equal(scored(graph, task, "fisher")["0"].values, changed.values)
+    soap, task = trained_net("soap")
+    assert scored(soap, task, "fisher")["0"].by == (
+        "fisher, of samples, as the training's SOAP kept no squares of 2.weight"
+    )

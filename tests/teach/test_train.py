@@ -9,7 +9,7 @@ import trimtab as tt
 from tests.train.toy import FIT, same_weights, toy_net, toy_task
 from trimtab.core import Fit
 from trimtab.errors import RunError, TaskError
-from trimtab.graph.fisher import fisher_of
+from trimtab.pipeline import prune
 from trimtab.teach.train import kinds_of_settings, parse_settings, parse_until, seconds_of, train, trained_by
 from trimtab.train.keep import ENDED_BY_SIGTERM
 from trimtab.train.loop import fit, predict
@@ -116,5 +116,5 @@ def test_compression_gets_the_averaged_weights_and_the_squares_of_the_gradients(
     train(toy_net(), task, output=tmp_path / "t", quiet=True)
     graph, ready = trained_by(tmp_path / "t", task)
     assert torch.equal(graph.get_parameter("5.weight"), fit(toy_net(), task)[5].weight)
-    assert ready.fit is None
-    assert fisher_of(graph).why_not(graph) is None
+    shrunk = prune(graph, ready, tt.Prune(0.5, importance="fisher", round_to=1), dry_run=True, quiet=True)
+    assert {row["importance by"] for row in shrunk.plan.rows()} == {"fisher, the training's AdamW"}

@@ -7,7 +7,9 @@ taylor: |sum of gradient x weight|, the first-order change of the loss when the 
 Molchanov et al., "Importance Estimation for Neural Network Pruning" (2019).
 fisher: half the sum of gradient^2 x weight^2, the second-order change with a diagonal Fisher matrix for the Hessian.
 LeCun et al., "Optimal Brain Damage" (1990). The mean gradient of 8 samples, squared and times 8, stands for one
-sample's: exact where the gradients of samples are independent with mean zero, as at a minimum.
+sample's: exact where the gradients of samples are independent with mean zero, as at a minimum. A model that was trained
+here brings the squares that its optimizer kept (`graph/fisher.py`), of batches as large as the training's: as long as
+its weights are what they were, these are taken, at no pass over data, and `Scores.by` says so, or why not.
 bn_scale: |gamma| of the BatchNorms on the channel. Liu et al., "Network Slimming" (2017). By magnitude where none is.
 activation: sum of |weight| x the L2 norm of what it multiplies, over the layers that read the channel.
 Sun et al., "Wanda" (2023), for single weights; where no fixed weight reads it, the norm alone.
@@ -35,6 +37,7 @@ from trimtab.core import Split, Task
 from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor
 from trimtab.graph.dims import Group, Use
+from trimtab.graph.fisher import Fisher, fisher_of
 
 FISHER_BATCH = 8
 aten = torch.ops.aten
@@ -134,11 +137,36 @@ def _taylor(graph: GraphModule, groups: list[Group], task: Task, data: Split) ->
 
 
 def _fisher(graph: GraphModule, groups: list[Group], task: Task, data: Split) -> dict[str, Scores]:
+    handed = fisher_of(graph)
+    why_not = handed and (handed.why_not(graph) or _unknown(graph, groups, handed))
+    if handed and not why_not:
+        return _by_squares(graph, groups, handed)
+
     def change(group: Group, products: Mapping[str, Tensor]) -> Tensor:
         squares = (_summed(products[use.name].square(), use) for use in _zeroed(group))
         return sum(squares, torch.zeros(())) * (FISHER_BATCH / 2)
 
-    return _by_gradients(graph, groups, task, batches(data, FISHER_BATCH), change, "fisher")
+    by = f"fisher, of samples, as {why_not}" if why_not else "fisher"
+    return _by_gradients(graph, groups, task, batches(data, FISHER_BATCH), change, by)
+
+
+def _unknown(graph: GraphModule, groups: list[Group], handed: Fisher) -> str | None:
+    """Why the training's squares are not enough: one weight that would be zeroed has none."""
+    known = {id(get_tensor(graph, name)) for name in handed.squares}
+    wanted = (use.name for group in groups for use in _zeroed(group))
+    missing = next((name for name in wanted if id(get_tensor(graph, name)) not in known), None)
+    return missing and f"{handed.by} kept no squares of {missing}"
+
+
+def _by_squares(graph: GraphModule, groups: list[Group], handed: Fisher) -> dict[str, Scores]:
+    """Half the sum of the training's mean gradient^2 x weight^2."""
+    squares = {id(get_tensor(graph, name)): square for name, square in handed.squares.items()}
+    found = {}
+    for group in groups:
+        uses = [(use, get_tensor(graph, use.name)) for use in _zeroed(group)]
+        sums = (_summed(weight.detach().double().square() * squares[id(weight)].double(), use) for use, weight in uses)
+        found[group.name] = Scores(sum(sums, torch.zeros(())) / 2, f"fisher, {handed.by}")
+    return found
 
 
 def _by_gradients(

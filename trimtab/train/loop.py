@@ -88,7 +88,7 @@ def training(
     Args:
         model: returns one tensor; its modes and memory layout come back at the end. If the settings ask for an average
             of the weights, the end of the `with` makes it the model's weights. The squares of gradients that the
-            optimizer knows stay with it (`graph/fisher.py`).
+            optimizer knows stay with it (`graph/fisher.py`): `Prune(importance="fisher")` takes them.
         task: `train`, `loss`, `weigh` and `augment` are used, nothing else. An epoch leaves out the samples beyond the
             last full batch, others each time; an optimizer that wants all data at once leaves out none.
         settings: default: the task's `fit`.
