@@ -20,6 +20,7 @@ import trimtab as tt
 from tests import small
 from trimtab.errors import ArtifactError, RunError, RuntimeFailed, RuntimeMissing, SealError
 from trimtab.files import read_json, sha256
+from trimtab.graph.fisher import FISHER_FILE
 from trimtab.graph.save import load_graph
 
 
@@ -170,6 +171,17 @@ def test_what_is_sure_without_training_is_not_trained(tmp_path: Path) -> None:
     told = next(skip["why"] for skip in result.evidence["skipped"] if skip["what"] == recipes[1].name)
     assert "nothing to recover by training" in told
     assert not list((tmp_path / "r" / "built").glob("*distill*"))
+
+
+@pytest.mark.slow
+def test_the_training_hands_its_squares_to_the_recipes_and_the_artifact_ships_without(tmp_path: Path) -> None:
+    model, task = small.make()
+    recipes = (tt.Recipe((tt.Prune(ratio=0.25, importance="fisher"),)),)
+    target, run = small.TARGET, tmp_path / "r"
+    tt.optimize(model, task, target=target, goal=tt.Goal("size_bytes"), run=run, recipes=recipes, quiet=True)
+    (plan,) = run.glob("built/*/plan.json")
+    assert {cut["by"] for cut in read_json(plan)["plan"]["cuts"]} == {"fisher, the training's AdamW"}
+    assert not list((run / "artifact").rglob(FISHER_FILE))
 
 
 @pytest.mark.slow

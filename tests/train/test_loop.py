@@ -258,6 +258,14 @@ def test_the_squares_stand_for_one_sample_whatever_the_batch_size():
     assert 0.3 < mean(2) / mean(1) < 3
 
 
+@pytest.mark.parametrize("optimizer", ["schedule_free_adamw", "cautious_adamw", "adamw8bit", "muon"])
+def test_the_squares_are_of_the_weights_that_the_run_ends_with_whatever_was_switched_in_between(optimizer):
+    model = fit(toy_net(width=16), toy_task(), dataclasses.replace(FIT, optimizer=optimizer))
+    found = fisher_of(model)
+    assert found.why_not(model) is None
+    assert ("0.weight" in found.squares) == (optimizer != "muon")
+
+
 @pytest.mark.parametrize("other", [{"objective": lambda model, x, y: model(*x).square().mean()}, {"optimizer": "lion"}])
 def test_squares_of_another_objective_or_none_at_all_are_not_left_nor_those_from_before(other):
     model = fit(toy_net(), toy_task())
