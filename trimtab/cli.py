@@ -59,6 +59,7 @@ class Allocation(str, Enum):  # noqa: UP042 - typer shows the values of a str en
 
     uniform = "uniform"
     global_ = "global"
+    measured = "measured"
 
 
 class TrainPrecision(str, Enum):  # noqa: UP042 - typer shows the values of a str enum
@@ -145,9 +146,7 @@ def prune(
     task: TaskName,
     ratio: Annotated[float | None, typer.Option(help="Share of the channels that goes, e.g. 0.4.")] = None,
     importance: Annotated[Importance, typer.Option(help="Which channels matter.")] = Importance.magnitude,
-    allocation: Annotated[
-        Allocation, typer.Option(help="Of every group alike, or the least of all.")
-    ] = Allocation.uniform,
+    allocation: Annotated[Allocation, typer.Option(help="How many from which group.")] = Allocation.uniform,
     macs: Annotated[float | None, typer.Option(help="Instead of a ratio: fraction of the MACs that may stay.")] = None,
     params: Annotated[float | None, typer.Option(help="Fraction of the parameters that may stay.")] = None,
     latency_ms: Annotated[float | None, typer.Option(help="Fraction of the layers' measured time.")] = None,

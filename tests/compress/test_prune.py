@@ -302,12 +302,14 @@ def test_refuses_what_contradicts_itself() -> None:
         Prune(0.5, budget=Budget(macs=0.5))
     with pytest.raises(PlanError, match="Leave allocation out"):
         Prune(budget=Budget(macs=0.5), allocation="global")
-    with pytest.raises(PlanError, match=r"allocation='fair'.*'uniform', 'global'"):
+    with pytest.raises(PlanError, match=r"allocation='fair'.*'uniform', 'global', 'measured'"):
         Prune(0.5, allocation="fair")
     with pytest.raises(PlanError, match="heads='some'"):
         Prune(0.5, heads="some")
     with pytest.raises(PlanError, match="most that goes from one group"):
         Prune(0.5, allocation="global", max_ratio=0.4)
+    with pytest.raises(PlanError, match="importance='obs' alone"):
+        Prune(0.5, allocation="measured")
 
 
 def test_refuses_a_budget_that_cannot_be_met() -> None:

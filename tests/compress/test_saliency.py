@@ -11,8 +11,10 @@ from trimtab.compress.allocate import Budget
 from trimtab.compress.calibration import batches, input_rows, layer_of
 from trimtab.compress.prune import Prune
 from trimtab.compress.saliency import saliencies
-from trimtab.core import Split
+from trimtab.compress.sensitivity import relative_error
+from trimtab.core import Split, Tools
 from trimtab.graph.capture import capture
+from trimtab.graph.cost import macs
 from trimtab.graph.dims import groups
 
 
@@ -125,3 +127,16 @@ def test_a_budget_takes_channels_where_the_outputs_hardly_move() -> None:
     cuts = {one.group: len(one.kept) for one in plan.cuts}
     assert cuts["quiet.0"] <= 3
     assert cuts.get("loud.0", 16) == 16
+
+
+def test_as_measured_frees_what_uniform_does_and_moves_the_outputs_less() -> None:
+    torch.manual_seed(0)
+    module, x = TwoWays().eval(), torch.randn(2, 6)
+    graph, task = capture(module, (x,)), task_of(x)
+    left, moved = {}, {}
+    for allocation in ("uniform", "measured"):
+        method = Prune(0.25, importance="obs", allocation=allocation, samples=64, round_to=1)
+        pruned = method.apply(graph, method.plan(graph, task), Tools(task=task))
+        left[allocation], moved[allocation] = macs(pruned), relative_error(graph, pruned, task.select)
+    assert left["measured"] <= left["uniform"]
+    assert moved["measured"] < 0.1 * moved["uniform"]

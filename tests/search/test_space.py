@@ -30,7 +30,7 @@ def test_the_space_has_every_recipe_in_every_runtime() -> None:
     recipes = default_recipes()
     names = [recipe.name for recipe in recipes]
     assert len(set(names)) == len(names) == 9
-    assert "prune .5 by obs + distill 2 epochs + int8" in names
+    assert "prune .5 as measured + distill 2 epochs + int8" in names
     found = candidates(recipes, {"onnxruntime": "fp32", "openvino": "bf16"})
     assert len(found) == 18
     assert {c.precision for c in found if c.recipe.name.endswith("int8")} == {"int8"}
@@ -59,8 +59,10 @@ def test_slow_runtimes_are_left_out_with_the_reason() -> None:
 
 def test_what_is_left_of_a_recipe_without_training() -> None:
     by_name = {recipe.name: recipe for recipe in default_recipes()}
-    assert unrecovered(by_name["prune .5 by obs + distill 2 epochs + int8"]) == by_name["prune .5 by obs + int8"]
-    assert unrecovered(by_name["prune .5 by obs"]) is None
+    assert (
+        unrecovered(by_name["prune .5 as measured + distill 2 epochs + int8"]) == by_name["prune .5 as measured + int8"]
+    )
+    assert unrecovered(by_name["prune .5 as measured"]) is None
     assert unrecovered(Recipe((Distill(),))) is None, "nothing else is left"
 
 

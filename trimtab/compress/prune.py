@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -34,6 +34,7 @@ from trimtab.graph.fold import fold_weights
 from trimtab.graph.surgery import cut
 
 FOLDED = "it is standardised or scaled over what goes, so it becomes a plain weight and trains as one from here on"
+Allocation = Literal["uniform", "global", "measured"]
 Importance = Literal["magnitude", "taylor", "bn_scale", "activation", "fisher", "obs"]
 
 
@@ -128,7 +129,8 @@ class Prune:
         ratio: the share that goes, between 0 and 1; give it or a budget.
         importance: which channels matter; `importance.py` tells of each. `bn_scale` falls back to magnitude, and
             the plan says so.
-        allocation: "uniform" cuts every group by `ratio`; "global" the least channels of all groups.
+        allocation: "uniform" cuts every group by `ratio`; "global" the least channels of all groups; "measured" frees
+            as many multiply-adds as uniform would, where the outputs move least, and needs importance="obs".
         budget: what may stay of the original's cost; the widths that lose least are found: by "obs" those that move
             the outputs least, as measured on the task's select split.
         round_to: kept widths become multiples of it in groups at least twice as wide, because runtimes work in such
@@ -147,7 +149,7 @@ class Prune:
 
     ratio: float | None = None
     importance: Importance = "magnitude"
-    allocation: Literal["uniform", "global"] = "uniform"
+    allocation: Allocation = "uniform"
     budget: Budget | None = None
     round_to: int = 8
     keep_min: int = 1
@@ -168,19 +170,24 @@ class Prune:
                 f"Prune(ratio={self.ratio:g}) is not a share of channels to cut: give 0 < ratio < 1, e.g. 0.5."
             )
         _require_one_of("importance", self.importance, MEASURES)
-        _require_one_of("allocation", self.allocation, ("uniform", "global"))
+        _require_one_of("allocation", self.allocation, get_args(Allocation))
         _require_one_of("heads", self.heads, ("auto", "whole", "inside"))
         if self.budget is not None and self.allocation != "uniform":
             raise PlanError(
                 f"Prune(budget=..., allocation={self.allocation!r}): a budget sets the widths itself. "
                 "Leave allocation out."
             )
+        if self.allocation == "measured" and self.importance != "obs":
+            raise PlanError(
+                f"Prune(allocation='measured', importance={self.importance!r}): how far the outputs move is measured "
+                "with importance='obs' alone. Give that, or allocation='global'."
+            )
         if self.round_to < 1 or self.keep_min < 1:
             raise PlanError(
                 f"Prune needs round_to >= 1 and keep_min >= 1; got {self.round_to} and {self.keep_min}. "
                 "round_to=1 keeps any width."
             )
-        if not 0 < self.max_ratio < 1 or (self.allocation == "global" and self.ratio and self.ratio > self.max_ratio):
+        if not 0 < self.max_ratio < 1 or (self.allocation != "uniform" and self.ratio and self.ratio > self.max_ratio):
             raise PlanError(
                 f"Prune(max_ratio={self.max_ratio:g}) is the most that goes from one group: give a share of at least "
                 f"the ratio ({self.ratio}) and below 1, e.g. 0.9."
@@ -192,8 +199,10 @@ class Prune:
         if self.budget is not None:
             words = "prune to " + ", ".join(f"{share:g} {what}" for what, share in self.budget.limits().items())
         else:
-            words = f"prune {self.ratio:g}" + (" globally" if self.allocation == "global" else "")
-        words += "" if self.importance == "magnitude" else f" by {self.importance}"
+            words = f"prune {self.ratio:g}" + {"global": " globally", "measured": " as measured"}.get(
+                self.allocation, ""
+            )
+        words += "" if self.importance == "magnitude" or self.allocation == "measured" else f" by {self.importance}"
         words += " compensated" if self._compensates and self.importance != "obs" else ""
         return words.replace(" 0.", " .")
 
@@ -214,7 +223,8 @@ class Prune:
         found = groups(graph, means=True) if through_means else found
         chosen, skipped = disjoint(found.cuttable, self._would_be_cut, self.heads)
         data = self._data(task)
-        scores = importances(graph, chosen, self.importance, task=task, data=data, curves=self.budget is not None)
+        curves = self.budget is not None or self.allocation == "measured"
+        scores = importances(graph, chosen, self.importance, task=task, data=data, curves=curves)
         sizes = Sizes(graph, chosen)
         kept = self._widths(sizes, chosen, scores)
         whole = [group for group in chosen if kept[group.name] == group.size]
@@ -279,21 +289,33 @@ class Prune:
         return len(data) if data is not None and self._compensates else 0
 
     def _why_whole(self) -> str:
-        if self.ratio is None or self.allocation == "global":
+        if self.ratio is None or self.allocation != "uniform":
             return "what it would lose is worth more elsewhere"
         return f"cutting {self.ratio:g} of it, rounded to a multiple of {self.round_to}, leaves it whole"
 
     def _widths(self, sizes: Sizes, chosen: list[Group], scores: dict[str, Scores]) -> dict[str, int]:
         """How many channels each group keeps."""
-        if self.budget is not None:
-            choices = [
-                choice(group.name, scores[group.name].values, self._allowed(group), scores[group.name].curve)
-                for group in chosen
+        if self.allocation == "global":
+            return self._ranked(chosen, scores)
+        alike = {} if self.ratio is None else {group.name: self._num_kept(group) for group in chosen}
+        if self.budget is None and self.allocation == "uniform":
+            return alike
+        if self.budget is None:
+            cost = _cost("macs", sizes)
+            costs = [replace(cost, limit=cost.total({group.name: group.size - alike[group.name] for group in chosen}))]
+        else:
+            limits = self.budget.limits()
+            costs = [
+                replace(cost, limit=limits[cost.name] * cost.total({})) for cost in (_cost(n, sizes) for n in limits)
             ]
-            return knapsack(choices, _costs(sizes, self.budget)) if choices else {}
+        choices = [
+            choice(group.name, scores[group.name].values, self._allowed(group), scores[group.name].curve)
+            for group in chosen
+        ]
+        return knapsack(choices, costs) if choices else {}
+
+    def _ranked(self, chosen: list[Group], scores: dict[str, Scores]) -> dict[str, int]:
         assert self.ratio is not None
-        if self.allocation == "uniform":
-            return {group.name: self._num_kept(group) for group in chosen}
         values = {group.name: scores[group.name].values for group in chosen}
         wanted = ranked_together(values, self.ratio) if chosen else {}
         return {
@@ -302,7 +324,7 @@ class Prune:
         }
 
     def _would_be_cut(self, group: Group) -> bool:
-        if self.ratio is None or self.allocation == "global":
+        if self.ratio is None or self.allocation != "uniform":
             return len(self._allowed(group)) > 1
         share = math.floor((1 - self.ratio) * group.size + 0.5)
         return self.keep_min <= share and self._num_kept(group) < group.size
@@ -355,18 +377,14 @@ def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
         raise PlanError(f"Prune({name}={value!r}) is not known; use {'one of ' if len(known) > 1 else ''}{listed}.")
 
 
-def _costs(sizes: Sizes, budget: Budget) -> list[Cost]:
-    found = []
-    for name, share in budget.limits().items():
-        if name == "macs":
-            cost = Cost(name, contractions(sizes), lambda term, gone: float(term.macs(gone)), 0.0)
-        elif name == "params":
-            cost = Cost(name, tuple(parameters(sizes).values()), lambda term, gone: float(term.after(gone)), 0.0)
-        else:
-            times = LayerTimes(sizes)
-            cost = Cost(name, times.contractions, times.of, 0.0)
-        found.append(Cost(cost.name, cost.terms, cost.value, share * cost.total({})))
-    return found
+def _cost(name: str, sizes: Sizes) -> Cost:
+    """One of what a budget limits, without its limit."""
+    if name == "macs":
+        return Cost(name, contractions(sizes), lambda term, gone: float(term.macs(gone)), 0.0)
+    if name == "params":
+        return Cost(name, tuple(parameters(sizes).values()), lambda term, gone: float(term.after(gone)), 0.0)
+    times = LayerTimes(sizes)
+    return Cost(name, times.contractions, times.of, 0.0)
 
 
 def _kept_channels(importance: Tensor, num_kept: int) -> tuple[int, ...]:
