@@ -110,9 +110,9 @@ def fashion() -> Problem:
     """Fashion-MNIST, all 60,000 pictures: an MLP to 88 % of the test set; 90 % takes it many minutes of a core."""
     folder = fetch(FASHION) / "usr/share/datasets/fashion-mnist"
     x, held = (
-        _idx(folder / f"{part}-images-idx3-ubyte.gz").reshape(-1, 784).float() / 255 for part in ("train", "t10k")
+        idx(folder / f"{part}-images-idx3-ubyte.gz").reshape(-1, 784).float() / 255 for part in ("train", "t10k")
     )
-    y, named = (_idx(folder / f"{part}-labels-idx1-ubyte.gz").long() for part in ("train", "t10k"))
+    y, named = (idx(folder / f"{part}-labels-idx1-ubyte.gz").long() for part in ("train", "t10k"))
     loss, errors = _classes((x, y), (held, named))
     said = "Fashion-MNIST, MLP of one layer of 256, to 88 % of the 10,000 test pictures"
     return Problem(said, _nets(784, 256, 10), loss, len(x), 128, 0.12, 2400, look=100, judge=errors, batches=True)
@@ -180,7 +180,7 @@ def _classes(seen: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor]) -> tuple[
     return loss, errors
 
 
-def _idx(path: Path) -> Tensor:
+def idx(path: Path) -> Tensor:
     """The bytes of an IDX file, without its head."""
     data = gzip.decompress(path.read_bytes())
     return torch.frombuffer(bytearray(data[4 + 4 * data[3] :]), dtype=torch.uint8)
