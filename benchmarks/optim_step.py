@@ -39,6 +39,7 @@ from trimtab.optim.adaptive import AdamW
 from trimtab.optim.cautious import Cautious
 from trimtab.optim.lion import Lion
 from trimtab.optim.muon import Muon
+from trimtab.optim.prodigy import Prodigy
 from trimtab.optim.schedule_free import ScheduleFreeAdamW
 from trimtab.optim.soap import SOAP
 
@@ -87,7 +88,8 @@ CONTESTANTS: dict[str, tuple[Build, str | None]] = {
     "cautious AdamW": (Cautious().build, None),
     "cautious AdamW, compiled": (Cautious(compiled=True).build, None),
     "AdamW 8-bit": (OPTIMIZERS["adamw8bit"].build, None),
-    "Prodigy": (OPTIMIZERS["prodigy"].build, None),
+    "Prodigy": (Prodigy().build, None),
+    "Prodigy, compiled": (Prodigy(compiled=True).build, None),
     "prodigyopt Prodigy": (public("prodigyopt", "Prodigy"), None),
     "Muon": (Muon().build, "muon"),
     "torch Muon (matrices alone, bf16)": (matrices("torch.optim", "Muon", lr=1e-3), "muon"),
@@ -96,6 +98,15 @@ CONTESTANTS: dict[str, tuple[Build, str | None]] = {
     "pytorch-optimizer SOAP": (public("pytorch_optimizer", "SOAP", lr=1e-3), "soap"),
 }
 SLOW = ("Muon", "SOAP")
+# Bytes a weight that a step must read and write; AdamW: the weight, both means in and out, the gradient in.
+ADAMW_BYTES = 28
+BYTES = {
+    "Lion": (20, "the weight and one mean in and out, the gradient in"),
+    "schedule-free AdamW": (28, "the weight, z and the squares in and out, the gradient in"),
+    "cautious AdamW": (36, "AdamW's, after a pass that reads gradient and mean and counts what agrees"),
+    "Prodigy": (44, "AdamW's, s in and out, the start in, after a pass that looks for what is no number"),
+    "AdamW 8-bit": (16, "the weight in and out, the gradient in, two codes in and out"),
+}
 
 
 def network(blocks: int) -> nn.ParameterList:
@@ -172,7 +183,18 @@ def table(results: dict[str, dict[str, list[float]]]) -> str:
         if "products" in found:
             mean, bare = (1e3 * statistics.mean(found[key]) for key in ("step", "products"))
             bounded.append(f"| {name} | {mean:.0f} | {bare:.0f} | {mean / bare:.2f} | {len(found['step'])} |")
-    return "\n".join(rows) + "\n\n## Against their matrix products\n\n" + "\n".join(bounded)
+    moved = [
+        "| optimizer | bytes a weight | by bytes, of AdamW's time | of that, taken | which |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in results.items():
+        size, which = BYTES.get(name.removesuffix(", compiled"), (0, ""))
+        if size:
+            taken = statistics.median(a / b for a, b in zip(found["step"], found["adamw"], strict=True))
+            floor = size / ADAMW_BYTES
+            moved.append(f"| {name} | {size} | {floor:.2f} | {taken / floor:.2f} | {which} |")
+    parts = ("\n".join(rows), "## Against the bytes that they move", "\n".join(moved))
+    return "\n\n".join((*parts, "## Against their matrix products", "\n".join(bounded)))
 
 
 def write(results: dict[str, dict[str, list[float]]], threads: int) -> Path:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -7,16 +9,31 @@ from tests.optim.curve import compiled, follow, gradients, start
 from tests.reference import optimizers as reference
 from trimtab.errors import OptimizerError
 from trimtab.optim.adaptive import AdamW, NAdamW
-from trimtab.optim.cautious import Cautious, _mask_, _mask_by_pieces_
+from trimtab.optim.cautious import Cautious, CautiousOptimizer, _mask_, _mask_by_pieces_
 from trimtab.optim.flat import PIECE
 from trimtab.optim.sgd import SGD
 
 SETTINGS = Cautious(AdamW(lr=0.02, betas=(0.9, 0.99), weight_decay=0.1))
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, compiled(SETTINGS)], ids=["eager", "formula"])
+@dataclass(frozen=True)
+class Wrapped:
+    """AdamW masked as the others are, from outside."""
+
+    compiled: bool = False
+
+    def build(self, model):
+        return CautiousOptimizer(SETTINGS.inner.build(model), compiled=self.compiled)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [SETTINGS, compiled(SETTINGS), Wrapped(), Wrapped(compiled=True)],
+    ids=["eager", "formula", "wrapped", "wrapped formula"],
+)
 def test_it_agrees_with_the_paper_for_100_steps(settings, monkeypatch):
-    monkeypatch.setattr("trimtab.optim.cautious.compiled", lambda formula: formula)
+    for module in ("flat", "cautious"):
+        monkeypatch.setattr(f"trimtab.optim.{module}.compiled", lambda formula: formula)
     x = start(30, 40)
     expected = reference.adamw(x, gradients(), 100, lr=0.02, decay=0.1, cautious=True)
     torch.testing.assert_close(follow(settings, x)[0], expected, rtol=1e-9, atol=1e-11)
@@ -25,10 +42,11 @@ def test_it_agrees_with_the_paper_for_100_steps(settings, monkeypatch):
     assert not torch.allclose(expected, unmasked, atol=1e-3)
 
 
-def test_no_weight_moves_against_its_gradient():
-    x = start(50)
-    before, _ = follow(Cautious(NAdamW(weight_decay=0)), x, steps=5)
-    after, _ = follow(Cautious(NAdamW(weight_decay=0)), x, steps=6)
+@pytest.mark.parametrize("inner", [AdamW(), NAdamW(weight_decay=0)], ids=["AdamW", "NAdamW"])
+def test_no_weight_moves_against_its_gradient(inner):
+    x = start(50)  # a vector, which does not decay
+    before, _ = follow(Cautious(inner), x, steps=5)
+    after, _ = follow(Cautious(inner), x, steps=6)
     gradient = gradients()
     for _ in range(5):
         gradient(before)
@@ -59,3 +77,10 @@ def test_weights_laid_out_anew_keep_going():
         optimizer.step()
         model.to(memory_format=torch.channels_last)
     assert model.weight.isfinite().all()
+
+
+def test_weights_of_several_pieces_take_the_steps_of_the_formula(monkeypatch):
+    monkeypatch.setattr("trimtab.optim.flat.compiled", lambda formula: formula)
+    x = start(2 * PIECE + 5).float()
+    eager, formula = (follow(settings, x, steps=3)[0] for settings in (SETTINGS, compiled(SETTINGS)))
+    torch.testing.assert_close(eager, formula, rtol=1e-5, atol=1e-6)

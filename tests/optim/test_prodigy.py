@@ -13,10 +13,12 @@ from trimtab.optim.prodigy import Prodigy
 RATES = [min(1.0, (step + 1) / 10) for step in range(100)]
 
 
-def test_it_agrees_with_the_paper_for_100_steps():
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "formula"])
+def test_it_agrees_with_the_paper_for_100_steps(compiled, monkeypatch):
+    monkeypatch.setattr("trimtab.optim.flat.compiled", lambda formula: formula)
     x = start(30, 40) + 3
     expected, found = reference.prodigy(x, gradients(), RATES, decay=0.1, d=1e-6)
-    reached, optimizer = follow(Prodigy(betas=(0.9, 0.99), weight_decay=0.1), x, rates=RATES)
+    reached, optimizer = follow(Prodigy(betas=(0.9, 0.99), weight_decay=0.1, compiled=compiled), x, rates=RATES)
     torch.testing.assert_close(reached, expected, rtol=1e-6, atol=1e-8)
     assert optimizer.d == pytest.approx(found[-1], rel=1e-6)
     assert found[-1] > 1e4 * found[0]
@@ -39,6 +41,23 @@ def test_a_gradient_that_is_not_finite_is_told_and_moves_nothing():
     with pytest.raises(OptimizerError, match=r"estimate of the distance became .* at its step 1: a gradient is not"):
         optimizer.step()
     assert model.x.tolist() == [1, 1, 1]
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing_of_the_other_weights_either():
+    model = Point(x=torch.ones(3), y=torch.ones(2, 2))
+    optimizer = Prodigy().build(model)
+    model.x.grad, model.y.grad = torch.tensor([1.0, float("nan"), 0.0]), torch.ones(2, 2)
+    with pytest.raises(OptimizerError, match="a gradient is not finite"):
+        optimizer.step()
+    assert (model.y == 1).all()
+
+
+def test_a_sum_of_gradients_that_overflows_is_no_failure():
+    model = Point(x=torch.ones(3))
+    optimizer = Prodigy(d0=1e-25).build(model)
+    model.x.grad = torch.full((3,), 2e38)
+    optimizer.step()
+    assert model.x.isfinite().all()
 
 
 def test_gradients_of_zero_are_no_failure():

@@ -1,9 +1,9 @@
 """Optimizers that look at each element alone, run through the cache piece by piece.
 
 A step on CPU is bound by memory. A formula of several whole-tensor operations reads and writes main memory once for
-each; here all of them run on one piece of 2^15 elements, which stays in the L2 cache, before the next. With
-`compiled=True` torch.compile makes one loop of the formula, for all sizes: a single pass, after seconds to a minute
-of compilation.
+each; here all of them run on one piece of 2^18 elements, which stays in the cache, before the next (of smaller pieces
+the calls of torch would cost more than the cache gives). With `compiled=True` torch.compile makes one loop of the
+formula, for all sizes: a single pass, after seconds to a minute of compilation.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ class Flat(torch.optim.Optimizer):
     """The base: a method says which tensors it keeps (`slots`), its numbers for a step, and its formula twice.
 
     Numbers that a step changes are kept in the group, so that a state dict has all of them. The state of bf16 and fp16
-    weights is fp32, and so is the arithmetic.
+    weights is fp32, and so is the arithmetic. `whole`: the formula needs all of a tensor's elements at once.
     """
 
     slots: ClassVar[tuple[str, ...]]
+    whole: ClassVar[bool] = False
 
     def __init__(self, groups: Groups, defaults: dict[str, Any], *, compiled: bool) -> None:
         super().__init__(groups, defaults)
@@ -42,13 +43,19 @@ class Flat(torch.optim.Optimizer):
         """A slot's tensor before the first step: zeros."""
         return torch.zeros_like(p, dtype=arithmetic(p))
 
+    def check(self, given: list[Tensor]) -> None:
+        """Refuse gradients before any work: none is."""
+
+    def end(self, returned: list[Any]) -> None:
+        """End a step, with what the formula returned of each piece: nothing is left to do."""
+
     @staticmethod
-    def update_(p: Tensor, g: Tensor, *rest: Any) -> None:
+    def update_(p: Tensor, g: Tensor, *rest: Any) -> Any:
         """The formula in place on a piece: weights, gradient, the slots in order, then the numbers."""
         raise NotImplementedError
 
     @staticmethod
-    def formula_(p: Tensor, g: Tensor, *rest: Any) -> None:
+    def formula_(p: Tensor, g: Tensor, *rest: Any) -> Any:
         """The same, for torch.compile: the numbers come as one tensor of the state's dtype.
 
         What is small beside 1, as 1 - beta, is to be one of the numbers: here it would be rounded.
@@ -63,13 +70,16 @@ class Flat(torch.optim.Optimizer):
             OptimizerError: a gradient is sparse.
         """
         loss = run(closure)
-        for group in self.param_groups:
-            given = list(gradients(group))
-            if not given:
-                continue
+        given = [(group, found) for group in self.param_groups if (found := list(gradients(group)))]
+        if not given:
+            return loss
+        self.check([g for _, found in given for _, g in found])
+        returned: list[Any] = []
+        for group, found in given:
             numbers = self.numbers(group)
-            for p, g in given:
-                self._advance(p, g, (_as_tensor(numbers, arithmetic(p)),) if self._compiled else numbers)
+            for p, g in found:
+                returned += self._advance(p, g, (_as_tensor(numbers, arithmetic(p)),) if self._compiled else numbers)
+        self.end(returned)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -77,7 +87,7 @@ class Flat(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         restore_dtypes_(self, state_dict)
 
-    def _advance(self, p: Tensor, g: Tensor, numbers: tuple[Any, ...]) -> None:
+    def _advance(self, p: Tensor, g: Tensor, numbers: tuple[Any, ...]) -> list[Any]:
         state = self.state[p]
         if not state:
             state.update({slot: self.begin_state(slot, p) for slot in self.slots})
@@ -87,15 +97,16 @@ class Flat(torch.optim.Optimizer):
                 state[slot] = torch.empty_like(p, dtype=state[slot].dtype).copy_(state[slot])
             slots.append(flat(state[slot], p))
         kernel = compiled(self.formula_) if self._compiled else self.update_
-        size = max(p.numel(), 1) if self._compiled else piece_size(p)
-        dtype = arithmetic(p)
+        size = max(p.numel(), 1) if self._compiled or self.whole else piece_size(p)
+        dtype, returned = arithmetic(p), []
         for piece, gradient, *rest in in_pieces((whole, flat(g, p), *slots), size):
             exact = piece if piece.dtype == dtype else piece.to(dtype)
-            kernel(exact, gradient if gradient.dtype == dtype else gradient.to(dtype), *rest, *numbers)
+            returned.append(kernel(exact, gradient if gradient.dtype == dtype else gradient.to(dtype), *rest, *numbers))
             if exact is not piece:
                 piece.copy_(exact)
         if not shares_memory(whole, p):
             put_(p, whole, p)
+        return returned
 
 
 def run(closure: Closure | None) -> Tensor | None:
@@ -152,6 +163,22 @@ def fused_adamw_(p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: float, **numb
     torch._fused_adamw_([p], [g], [m], [v], [], [_counted(step, p.device)], **numbers, amsgrad=False, maximize=False)  # type: ignore[call-overload]
 
 
+def fused_sgd_(p: Tensor, g: Tensor, *, lr: float, weight_decay: float) -> None:
+    """SGD's step p <- p - lr (g + weight_decay p) on a piece, by torch's kernel."""
+    torch._fused_sgd_(
+        [p],
+        [g],
+        [],
+        lr=lr,
+        weight_decay=weight_decay,
+        momentum=0.0,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+    )
+
+
 @lru_cache(maxsize=1)
 def _counted(step: float, device: torch.device) -> Tensor:
     return torch.tensor(float(step), device=device)
@@ -189,7 +216,7 @@ def flat(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @cache
-def compiled(formula: Callable[..., None]) -> Callable[..., None]:
+def compiled(formula: Callable[..., Any]) -> Callable[..., Any]:
     """One kernel for all sizes."""
     return torch.compile(formula, fullgraph=True, dynamic=True)
 

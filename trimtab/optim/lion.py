@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.optim.base import Betas, check_settings, decay_groups
-from trimtab.optim.flat import Flat
+from trimtab.optim.flat import Flat, fused_sgd_
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,7 @@ class LionOptimizer(Flat):
         """
         sign = torch.add(g, m, alpha=mix)
         m.lerp_(g, fresh)
-        torch._fused_sgd_(
-            [p],
-            [sign.sign_()],
-            [],
-            lr=lr,
-            weight_decay=decay,
-            momentum=0.0,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-            is_first_step=False,
-        )
+        fused_sgd_(p, sign.sign_(), lr=lr, weight_decay=decay)
 
     @staticmethod
     def formula_(p: Tensor, g: Tensor, m: Tensor, numbers: Tensor) -> None:
