@@ -146,7 +146,7 @@ def prune(
     task: TaskName,
     ratio: Annotated[float | None, typer.Option(help="Share of the channels that goes, e.g. 0.4.")] = None,
     importance: Annotated[Importance, typer.Option(help="Which channels matter.")] = Importance.magnitude,
-    allocation: Annotated[Allocation, typer.Option(help="How many from which group.")] = Allocation.uniform,
+    allocation: Annotated[Allocation, typer.Option(help="Alike, the least, or as measured.")] = Allocation.uniform,
     macs: Annotated[float | None, typer.Option(help="Instead of a ratio: fraction of the MACs that may stay.")] = None,
     params: Annotated[float | None, typer.Option(help="Fraction of the parameters that may stay.")] = None,
     latency_ms: Annotated[float | None, typer.Option(help="Fraction of the layers' measured time.")] = None,
