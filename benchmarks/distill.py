@@ -38,6 +38,7 @@ from trimtab.core import Fit, Split, Task, Tools
 from trimtab.files import read_json, write_json
 from trimtab.graph.capture import capture
 from trimtab.graph.cost import macs, num_parameters
+from trimtab.graph.fold import fold_batchnorm
 from trimtab.measure.machine import stamp, versions
 from trimtab.tasks.fashion import LABELS, FashionNet, conv, fashion
 from trimtab.train.loop import fit, score
@@ -48,7 +49,7 @@ TAUGHT: tuple[Objective, ...] = (Logits(temperature=4.0), Labels(weight=0.5))
 WIDTHS = (10, 20, 20, 40, 40)
 CUTS = {"60 % of the MACs left": {"budget": Budget(macs=0.6)}, "40 % of the channels cut": {"ratio": 0.4}}
 RECOVERY = Fit(batch_size=32, weight_decay=0.0, precision="bf16")
-RECOVERY_LR, SAMPLES = 1e-3, 64
+RECOVERY_LR, SAMPLES = 1e-4, 64
 LEARNED: tuple[Objective, ...] = (Logits(temperature=2.0), Features(at=("mean",)))
 
 
@@ -151,10 +152,12 @@ def recover(work: Path, cut: str, cpu_minutes: float) -> None:
     folder = file.with_suffix("")
     folder.mkdir(exist_ok=True)
     clock = Clock(folder / "seconds.json")
-    epochs = planned_epochs(folder, task, pruned, graph, cpu_minutes)
+    # Folded, the norms keep the statistics of photos: those of the drawings cost .16 of the agreement by themselves.
+    folded = fold_batchnorm(pruned)
+    epochs = planned_epochs(folder, task, folded, graph, cpu_minutes)
     learner = Distill(epochs=epochs, lr=RECOVERY_LR, objectives=LEARNED)
     tools = Tools(task=task, original=graph, folder=str(folder), report=clock.report)
-    learned = learner.apply(pruned, learner.plan(pruned, task), tools)
+    learned = learner.apply(folded, learner.plan(folded, task), tools)
     found = {"cut": cut, "before": before, "after": loaded.quality(learned), "seconds": clock.seconds()}
     shares = {"macs": macs(pruned) / macs(graph), "params": num_parameters(pruned) / num_parameters(graph)}
     settings = {"epochs": epochs, "images": len(images), "lr": RECOVERY_LR, "data": loaded.data}
@@ -248,9 +251,9 @@ def told_recovery(found: list[dict[str, Any]]) -> Iterator[str]:
     yield (
         f"Cut by Optimal Brain Surgeon with compensation on {SAMPLES} pictures; learned: "
         f"{' + '.join(str(one) for one in LEARNED)}, AdamW at {first['lr']:g}, batches of {RECOVERY.batch_size}, "
-        f"{RECOVERY.precision}, seed {RECOVERY.seed}, on {first['images']} pictures that nothing is judged on. Judged "
-        f"on {first['data']}. Recovered: the share of the lost agreement that came back; the interval is Wilson's of "
-        "the agreement after, at 95 %."
+        f"{RECOVERY.precision}, seed {RECOVERY.seed}, BatchNorm folded, on {first['images']} pictures that nothing is "
+        f"judged on. Judged on {first['data']}. Recovered: the share of the lost agreement that came back; the "
+        "interval is Wilson's of the agreement after, at 95 %."
     )
     yield ""
     yield (
