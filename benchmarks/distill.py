@@ -152,7 +152,7 @@ def recover(work: Path, cut: str, cpu_minutes: float) -> None:
     folder = file.with_suffix("")
     folder.mkdir(exist_ok=True)
     clock = Clock(folder / "seconds.json")
-    # Folded, the norms keep the statistics of photos: those of the drawings cost .16 of the agreement by themselves.
+    # Folded, the norms keep the statistics of photos: with those of the drawings it agrees less from the start.
     folded = fold_batchnorm(pruned)
     epochs = planned_epochs(folder, task, folded, graph, cpu_minutes)
     learner = Distill(epochs=epochs, lr=RECOVERY_LR, objectives=LEARNED)

@@ -100,7 +100,7 @@ def default_recipes() -> tuple[Recipe, ...]:
     """The recipes that are tried first, cheap ones first; each int8 recipe directly after the same without int8.
 
     Channels go by "obs", which re-solves the layers that read them (docs/benchmarks/prune_quality.md), from where the
-    outputs move least: on MobileNetV2 that leaves 20 times the agreement, on plain chains of layers it hardly matters.
+    outputs move least: that spares residual streams; on plain chains of layers it hardly matters.
     """
     return tuple(recipe_of(picks) for picks in default_picks())
 
