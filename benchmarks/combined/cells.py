@@ -41,7 +41,7 @@ def cells_of(model: str, samples: int) -> list[Cell]:
     ['original', 'int8']
     """
     integers: Method = Quantize(samples=samples) if model in CONVOLUTIONAL else Dynamic()
-    prune = Prune(ratio=0.1, importance="obs", samples=samples)
+    prune = Prune(ratio=0.1, importance="obs", allocation="measured", samples=samples)
     zeros = Sparsify(0.4, importance="activation", samples=samples, compensate=True)
     palette = Palette(4, weighted=True, samples=samples)
     return [

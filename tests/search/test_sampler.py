@@ -62,6 +62,31 @@ def test_the_seed_decides_the_sequence_and_a_killed_search_goes_on_with_it(tmp_p
     assert run(sampler(tmp_path / "other", seed=1), 13) != whole
 
 
+@pytest.mark.parametrize("at", [3, 12])
+def test_one_that_was_killed_between_two_of_its_picks_is_the_same_proposal(tmp_path: Path, monkeypatch, at) -> None:
+    import optuna
+
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    slots = (*SLOTS, Slot("order", tuple("abcdefgh")))
+    whole = run(sampler(tmp_path / "whole", slots=slots), at + 1)
+    run(sampler(tmp_path / "killed", slots=slots), at)
+    suggest = optuna.trial.Trial.suggest_categorical
+
+    def killed(trial: optuna.trial.Trial, name: str, options: tuple[str, ...]) -> str:
+        if name == "order":
+            raise KeyboardInterrupt
+        return suggest(trial, name, options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optuna.trial.Trial, "suggest_categorical", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sampler(tmp_path / "killed", slots=slots).ask()
+    again = sampler(tmp_path / "killed", slots=slots).ask()
+    assert again
+    assert again.picks == whole[at]
+
+
 def test_what_has_ended_is_told_with_its_costs_notes_and_rungs(tmp_path: Path) -> None:
     one = sampler(tmp_path)
     first = one.ask()

@@ -181,7 +181,6 @@ class Sampler:
         return optuna.trial.Trial(self._study, ident)
 
     def _next(self) -> Any:
-        self._seeded(len(self._study.get_trials(deepcopy=False)))
         trial = self._study.ask()
         trial.set_user_attr(WORKER, self._worker)
         return trial
@@ -192,16 +191,16 @@ class Sampler:
 
         for one in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
             if self._alone or one.user_attrs.get(WORKER) == self._worker:
-                self._seeded(one.number)
                 trial = optuna.trial.Trial(self._study, one._trial_id)
                 trial.set_user_attr(WORKER, self._worker)
                 return trial
         return None
 
-    def _seeded(self, number: int) -> None:
+    def _seeded(self, number: int, slot: str = "") -> None:
+        """Draw from here on what belongs to that slot of that proposal, whatever this process drew before."""
         import optuna
 
-        digest = hashlib.sha256(f"{self._seed} {number}".encode()).digest()
+        digest = hashlib.sha256(f"{self._seed} {number} {slot}".encode()).digest()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "group" is called experimental
             self._study.sampler = optuna.samplers.TPESampler(
@@ -209,10 +208,14 @@ class Sampler:
             )
 
     def _filled(self, trial: Any) -> dict[str, str]:
+        """Its picks: what is drawn together first, then slot by slot; a kill in between changes none of them."""
         picks: dict[str, str] = {}
+        self._seeded(trial.number)
+        _ = trial.relative_params
         for slot in self._slots:
             if not slot.asked(picks):
                 continue
+            self._seeded(trial.number, slot.name)
             if slot.ordered:
                 picks[slot.name] = slot.options[trial.suggest_int(slot.name, 0, len(slot.options) - 1)]
             else:
