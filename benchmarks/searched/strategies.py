@@ -20,7 +20,7 @@ Picks = dict[str, str]
 # What a grid has of each decision: the first of these that the space has, all of them where it is not named.
 GRID: dict[str, tuple[str, ...]] = {
     "channels cut": (NONE, "0.25", "0.5", "0.75"),
-    "allocation": ("uniform",),
+    "allocation": ("measured",),
     "low rank": (NONE, "0.5"),
     "order": ("cut first",),
     "blocks dropped": (NONE, "1"),
