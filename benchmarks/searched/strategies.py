@@ -20,7 +20,6 @@ Picks = dict[str, str]
 # What a grid has of each decision: the first of these that the space has, all of them where it is not named.
 GRID: dict[str, tuple[str, ...]] = {
     "channels cut": (NONE, "0.25", "0.5", "0.75"),
-    "allocation": ("measured",),
     "low rank": (NONE, "0.5"),
     "order": ("cut first",),
     "blocks dropped": (NONE, "1"),
@@ -40,12 +39,13 @@ def candidates(found: Space) -> list[Picks]:
     return [picks for picks in all_picks(found.slots) if recipe_of(picks).methods]
 
 
-def grid(found: Space) -> list[Picks]:
-    """A coarse regular part of the space."""
+def grid(found: Space, allocation: str) -> list[Picks]:
+    """A coarse regular part of the space, with one way to spread a cut."""
+    options = {**GRID, "allocation": (allocation,)}
     return [
         picks
         for picks in candidates(found)
-        if all(option in GRID[slot] for slot, option in picks.items() if slot in GRID)
+        if all(option in options[slot] for slot, option in picks.items() if slot in options)
     ]
 
 
@@ -105,7 +105,8 @@ def strategies(
     for seed in range(seeds):
         yield "ours", seed, lambda run, seed=seed: ours(ground, run.name, seed=seed, trials=trials)
     rivals: Mapping[str, list[Picks]] = {
-        "grid": grid(found),
+        "grid": grid(found, "measured"),
+        "grid of even cuts": grid(found, "uniform"),
         "random": shuffled(candidates(found), 0, drawn),
         **{name: shuffled(own, 0, most) for name, own in families(found).items()},
     }

@@ -69,6 +69,9 @@ def test_report_says_whether_the_aim_is_met() -> None:
     assert "Ours, by seed: 8, 20 evaluations; 30, 30 seconds, of the grid's 200." in text
     assert "| ours | 2 | 14 (8 ... 20) | 30 | 0.550 | 0.475 (0.400 ... 0.550) | 14 (8 ... 20) |" in text
     assert "Not run: MobileNetV2." in text
+    better = rows("grid of even cuts", (30, 100.0, 0.6))
+    text = "\n".join(table.report({"MiniLM": [whole, better, slow]}, ["MiniLM"]))
+    assert "The better grid's hypervolume, 0.600 after 30 evaluations" in text
     assert "this does not hold" in "\n".join(table.report({"MiniLM": [whole, slow]}, ["MiniLM"]))
     assert "The aim is not decided" in "\n".join(table.report({"MiniLM": [whole]}, ["MiniLM"]))
 
@@ -79,8 +82,11 @@ def test_the_grid_is_part_of_the_space_and_families_change_one_thing() -> None:
     from trimtab.compress.recipes import CUTS, EPOCHS, Space
 
     cut = Slot("channels cut", CUTS, ordered=True)
+    how = Slot("allocation", ("measured", "uniform"), when=(("channels cut", CUTS[1:]),))
     again = Slot("epochs of recovery", EPOCHS, ordered=True, when=(("channels cut", CUTS[1:]),))
-    found = Space((cut, again, Slot("numbers", ("floats", "int8"))), serving={"fp32": ("eager",), "int8": ("eager",)})
-    assert len(grid(found)) == 3 * 2 * 2 + 1
+    found = Space(
+        (cut, how, again, Slot("numbers", ("floats", "int8"))), serving={"fp32": ("eager",), "int8": ("eager",)}
+    )
+    assert len(grid(found, "measured")) == 3 * 2 * 2 + 1
     alone = families(found)
-    assert {name: len(own) for name, own in alone.items()} == {"channels cut alone": 6 * 4, "numbers alone": 1}
+    assert {name: len(own) for name, own in alone.items()} == {"channels cut alone": 6 * 2 * 4, "numbers alone": 1}
