@@ -69,8 +69,8 @@ def aim(rows: Sequence[Row]) -> list[str]:
     seconds = ", ".join("-" if one is None else f"{one:.0f}" for one in took)
     word = "holds" if held == len(own) else "does not hold" if not held else f"holds for {held} of {len(own)} seeds"
     return [
-        f"- The better grid's hypervolume, {whole['hypervolume']:.3f} after {whole['evaluations']} evaluations, should be "
-        f"reached in at most a quarter of them ({limit:.0f}): this {word}. Ours, by seed: {told} evaluations; "
+        f"- The better grid's hypervolume, {whole['hypervolume']:.3f} after {whole['evaluations']} evaluations, should "
+        f"be reached in at most a quarter of them ({limit:.0f}): this {word}. Ours, by seed: {told} evaluations; "
         f"{seconds} seconds, of the grid's {whole['seconds']:.0f}."
     ]
 

@@ -170,6 +170,26 @@ def test_a_pruned_graph_learns_from_its_original_at_the_same_names():
     assert after < 0.7 * before
 
 
+def test_norms_that_are_kept_do_not_take_the_statistics_of_strange_inputs():
+    task, original = toy_task(), graph_of(fit(toy_net(), toy_task()))
+    cut = Prune(ratio=0.5, importance="magnitude")
+    pruned = cut.apply(original, cut.plan(original, task), Tools(task=task))
+    strange = dataclasses.replace(task.train, inputs=(3 * task.train.inputs[0] + 2,))
+    tools = Tools(task=dataclasses.replace(task, train=strange), original=original)  # type: ignore[arg-type]
+    wanted, before = predict(original, task.select.inputs), dict(pruned.named_buffers())
+    found = {}
+    for keep in (True, False):
+        method = Distill(epochs=2, lr=1e-3, keep_norms=keep)
+        result = method.apply(pruned, method.plan(pruned, task), tools)
+        kept = all(torch.equal(value, before[name]) for name, value in result.named_buffers())
+        assert kept is keep
+        assert [str(node.args) for node in result.graph.nodes] == [str(node.args) for node in pruned.graph.nodes]
+        found[keep] = float(Logits(1.0).loss(predict(result, task.select.inputs), wanted))
+    assert found[True] < found[False]
+    with pytest.raises(PlanError, match=r"Give trimtab.capture"):
+        Distill(keep_norms=True).plan(toy_net(), task)
+
+
 def test_embeddings_are_learned_by_outputs_and_relations():
     x = torch.randn(120, 6)
     torch.manual_seed(0)

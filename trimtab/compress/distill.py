@@ -35,6 +35,7 @@ from trimtab.compress.zeros import keeping_zeros, take_weights_
 from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
+from trimtab.graph.modes import kept_norms
 from trimtab.tasks.check import check_model, fingerprint_weights
 from trimtab.train.loop import fit, num_steps, predict
 from trimtab.train.precision import channels_last_
@@ -50,10 +51,13 @@ class DistillPlan:
     objectives: tuple[Objective, ...]
     steps: int
     skipped: tuple[Skip, ...] = ()
+    keep_norms: bool = False
 
     def rows(self) -> list[dict[str, Any]]:
         """The settings, one a row."""
         values: dict[str, Any] = {**dataclasses.asdict(self.settings), "steps": self.steps}
+        if self.keep_norms:
+            values["keep_norms"] = True
         objectives = [{"setting": "objective", "value": _words(objective)} for objective in self.objectives]
         return [{"setting": key, "value": value} for key, value in values.items()] + objectives
 
@@ -68,6 +72,8 @@ class Distill:
         objectives: what is learned, each with its weight in the sum.
         teacher: a module or graph; default: the original, `tools.original`. Where an objective reads a teacher at
             positions, it is captured first.
+        keep_norms: BatchNorm normalizes by its running statistics and leaves them as they are. For inputs of another
+            kind than those that will be served, whose statistics would take their place.
 
     Example:
         >>> from trimtab.compress.objectives import Features
@@ -79,6 +85,7 @@ class Distill:
     lr: float = 2e-3
     objectives: tuple[Objective, ...] = (Logits(),)
     teacher: nn.Module | None = None
+    keep_norms: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.lr <= 0:
@@ -99,13 +106,18 @@ class Distill:
 
         Raises:
             PlanError: a position that the graph or the given teacher does not have, values or outputs that cannot be
-                compared, or batches too small to relate.
+                compared, batches too small to relate, or norms to be kept of what is no graph.
         """
         require_floats(graph, "Distill")
+        if self.keep_norms and not isinstance(graph, GraphModule):
+            raise PlanError(
+                f"keep_norms is about the BatchNorms of a graph, and a {type(graph).__name__} was given. "
+                "Give trimtab.capture(model, example_inputs)."
+            )
         # `lr` is one for AdamW, whatever the model was trained with.
         changed = {"epochs": self.epochs, "lr": self.lr, "optimizer": "adamw", "schedule": None}
         settings = dataclasses.replace(task.fit or Fit(), **changed)  # type: ignore[arg-type]
-        plan = DistillPlan(settings, self.objectives, num_steps(task, settings))
+        plan = DistillPlan(settings, self.objectives, num_steps(task, settings), keep_norms=self.keep_norms)
         # The original is not known yet; a graph is at least compared with itself.
         lesson_of(graph, self._teacher(graph, task), plan, task)
         return plan
@@ -122,7 +134,8 @@ class Distill:
                 f"Tools(task={tools.task and tools.task.name!r}, original={type(tools.original).__name__}). "
                 "Give both (or Distill(teacher=...)), or use FineTune, which learns from labels."
             )
-        student = keeping_zeros(graph)
+        normed = kept_norms(graph) if plan.keep_norms and isinstance(graph, GraphModule) else graph
+        student = keeping_zeros(normed)
         trained = taught(student, self._teacher(tools.original, tools.task), plan, tools)
         return take_weights_(copy.deepcopy(graph), trained.state_dict())
 
@@ -211,7 +224,8 @@ class Lesson:
 
         # A checkpoint belongs to what was learned from whom.
         what = " + ".join(_words(objective) for objective in self.plan.objectives)
-        lesson.__name__ = f"{what} of {fingerprint_weights(self.teacher, values=True)[:16]}"
+        how = ", norms kept" * self.plan.keep_norms
+        lesson.__name__ = f"{what} of {fingerprint_weights(self.teacher, values=True)[:16]}{how}"
         return lesson
 
 

@@ -47,6 +47,16 @@ def _follows_mode(node: Node) -> bool:
     return node.target is not aten.batch_norm.default or node.args[3] is not None
 
 
+def kept_norms(graph: GraphModule) -> GraphModule:
+    """A copy whose BatchNorms normalize by their running statistics in train mode too, and leave them as they are."""
+    kept = copy.deepcopy(graph)
+    for node in kept.graph.nodes:
+        if node.target is aten.batch_norm.default and node.args[3] is not None:
+            node.update_arg(FLAGS[node.target], False)  # noqa: FBT003
+    kept.recompile()
+    return kept
+
+
 def frozen_modes(graph: GraphModule) -> GraphModule:
     """A copy that is in eval mode for good: what runtimes take. Dropout is gone."""
     frozen = copy.deepcopy(graph).eval()
