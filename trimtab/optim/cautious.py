@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from trimtab.errors import OptimizerError
 from trimtab.optim.adaptive import Adafactor, AdamW, NAdamW, RAdam
 from trimtab.optim.base import Groups, Optimizer, decay_groups
-from trimtab.optim.flat import Closure, Flat, compiled, fused_adamw_, fused_sgd_, gradients, pieces, run
+from trimtab.optim.flat import Closure, Flat, fused_adamw_, fused_sgd_, gradients, pieces, run
+from trimtab.optim.kernel import for_any_shape
 from trimtab.optim.lion import Lion
 from trimtab.optim.muon import Muon
 from trimtab.optim.soap import SOAP
@@ -110,10 +111,11 @@ class CautiousAdamW(Flat):
         """The same."""
         _, lr, decay, _, _, eps, fresh1, fresh2, rate, unbias = numbers.unbind()
         mean, squares = m + fresh1 * (g - m), v + fresh2 * (g * g - v)
-        agree = mean * g > 0
+        agree, size = mean * g > 0, p.numel()
         agreeing = agree.sum(dtype=torch.int32)  # torch.compile sums floats at half the speed
-        scale = rate / (agreeing.to(p.dtype) / p.numel()).clamp(min=LEAST)
-        p.sub_(lr * decay * p + torch.where(agree, scale * mean / (squares.sqrt() * unbias + eps), 0.0))
+        agreeing = agreeing.to(p.dtype).clamp(min=LEAST * size)  # and would divide by it once more in every turn
+        move = size * rate * mean / (squares.sqrt() * (agreeing * unbias) + agreeing * eps)
+        p.sub_(lr * decay * p + torch.where(agree, move, 0.0))
         m.copy_(mean)
         v.copy_(squares)
 
@@ -140,7 +142,7 @@ class CautiousOptimizer(torch.optim.Optimizer):
         for p, g, old, group in before:
             keep = 1 - group["lr"] * group["weight_decay"]
             if self._compiled:
-                compiled(_mask_)(p, g, old, torch.tensor(keep, dtype=torch.float64))
+                for_any_shape(_mask_)(p, g, old, torch.tensor(keep, dtype=torch.float64))
             else:
                 mask = _mask_by_pieces_ if type(p) in (Tensor, nn.Parameter) else _mask_  # one write rounds once
                 mask(p, g, old, keep)

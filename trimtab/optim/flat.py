@@ -9,13 +9,14 @@ formula, for all sizes: a single pass, after seconds to a minute of compilation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.optim.base import Groups, dense
+from trimtab.optim.kernel import compiled
 
 PIECE = 1 << 18
 Closure = Callable[[], Tensor]
@@ -213,12 +214,6 @@ def flat(tensor: Tensor, like: Tensor) -> Tensor:
     """The elements in the order of `like`'s memory: a view where `tensor` lies so too and without gaps, else a copy."""
     ordered = tensor if like.is_contiguous() else tensor.permute(order_of(like))
     return ordered.reshape(-1).contiguous()  # even gaps would stay, and torch's fused kernels do not look for them
-
-
-@cache
-def compiled(formula: Callable[..., Any]) -> Callable[..., Any]:
-    """One kernel for all sizes."""
-    return torch.compile(formula, fullgraph=True, dynamic=True)
 
 
 def restore_dtypes_(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
