@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from trimtab.measure.machine import stamp, versions
 from trimtab.optim import OPTIMIZERS
+from trimtab.optim.adamw8bit import AdamW8bit
 from trimtab.optim.adaptive import AdamW
 from trimtab.optim.cautious import Cautious
 from trimtab.optim.lion import Lion
@@ -88,6 +89,7 @@ CONTESTANTS: dict[str, tuple[Build, str | None]] = {
     "cautious AdamW": (Cautious().build, None),
     "cautious AdamW, compiled": (Cautious(compiled=True).build, None),
     "AdamW 8-bit": (OPTIMIZERS["adamw8bit"].build, None),
+    "AdamW 8-bit, compiled": (AdamW8bit(compiled=True).build, None),
     "Prodigy": (Prodigy().build, None),
     "Prodigy, compiled": (Prodigy(compiled=True).build, None),
     "prodigyopt Prodigy": (public("prodigyopt", "Prodigy"), None),

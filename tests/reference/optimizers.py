@@ -149,14 +149,14 @@ def gram_schmidt(columns: Tensor) -> Tensor:
     return torch.stack(done, 1)
 
 
-def quantized(values: Tensor, codes: Tensor, *, block: int = 256) -> Tensor:
-    """Each number by itself: its share of its block's largest, rounded to bf16, becomes the nearest code."""
+def quantized(values: Tensor, codes: Tensor, *, block: int = 256, rounded: bool = True) -> Tensor:
+    """Each number by itself: its share of its block's largest, rounded to bf16 or not, becomes the nearest code."""
     result = torch.zeros_like(values)
     for start in range(0, len(values), block):
         part = values[start : start + block]
         largest = part.abs().max()
         if largest > 0:
-            shares = (part / largest).bfloat16().float()
+            shares = (part / largest).bfloat16().float() if rounded else part / largest
             middles = (codes[1:].double() + codes[:-1].double()) / 2
             result[start : start + block] = largest * codes[torch.searchsorted(middles, shares.double())]
     return result

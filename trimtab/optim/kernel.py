@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 Formula = Callable[..., Any]
-LENGTH = 1 << 20  # of what is traced: long, as sums of up to 4,096 numbers are compiled to be less exact
+LENGTH = 1 << 13  # of what is traced: long, as sums of up to 4,096 numbers are compiled to be less exact
 
 
 @cache
 def compiled(formula: Formula) -> Formula:
-    """A kernel for tensors [n] of one dtype and without gaps, and then one of the numbers."""
+    """A kernel for tensors [n, ...], the first of any dtype, without gaps, and then one of the numbers."""
     kernels: dict[tuple[torch.dtype, int], Formula] = {}
 
     def run(*tensors: Tensor) -> Any:
@@ -29,7 +29,7 @@ def compiled(formula: Formula) -> Formula:
         plain = first.device.type == "cpu" and type(first) in (Tensor, nn.Parameter)
         if not plain or torch.compiler.is_compiling():
             return for_any_shape(formula)(*tensors)
-        if first.numel() < 2:
+        if len(first) < 2:
             return formula(*tensors)  # a compiler takes these lengths for constants
         key = (first.dtype, torch.get_num_threads())
         if key not in kernels:
@@ -48,7 +48,7 @@ def for_any_shape(formula: Formula) -> Formula:
 def _kernel(formula: Formula, tensors: tuple[Tensor, ...]) -> Formula:
     from torch._inductor.compile_fx import compile_fx  # seconds to import
 
-    traced = [*(tensor.new_empty(LENGTH) for tensor in tensors[:-1]), tensors[-1]]
+    traced = [*(tensor.new_empty(LENGTH, *tensor.shape[1:]) for tensor in tensors[:-1]), tensors[-1]]
     graph = make_fx(lambda *given: formula(*given), tracing_mode="symbolic")(*traced)
     given = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     kernel = compile_fx(graph, given)
