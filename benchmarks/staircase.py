@@ -21,8 +21,11 @@ from typing import Any
 
 import torch
 from models.crnn import CRNN
+from models.efficientnet import EfficientNetLite0
 from models.minilm import SentenceEncoder
 from models.mobilenet import MobileNetV2
+from models.silero import SileroVAD
+from models.whisper import Encoder
 from prune_plan import MINILM
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -55,6 +58,9 @@ MODELS: dict[str, Made] = {
         (torch.zeros(2, LENGTH, dtype=torch.long), torch.ones(2, LENGTH, dtype=torch.long)),
     ),
     "OCR-CRNN": lambda: (CRNN(), (torch.randn(2, 1, 64, 600),)),
+    "EfficientNet-Lite0": lambda: (EfficientNetLite0(), (torch.randn(2, 3, 224, 224),)),
+    "Whisper tiny, encoder": lambda: (Encoder(), (torch.randn(2, 80, 3000),)),
+    "Silero VAD": lambda: (SileroVAD(), (torch.randn(2, 32, 576),)),
 }
 
 

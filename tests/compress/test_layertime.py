@@ -91,6 +91,31 @@ def test_in_a_runtime_what_it_refuses_counts_as_in_eager(monkeypatch) -> None:
     assert LayerTimes(Sizes(graph), clock).ms() == 2.0
 
 
+class Frames(nn.Module):
+    """[B, 8, 16] -> [B, 8, 4], each of the 8 frames by itself: they are folded into the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(1, 4, 16)
+
+    def forward(self, x):
+        return self.layer(x.flatten(0, 1)[:, None]).unflatten(0, (-1, 8))[..., 0]
+
+
+def test_what_is_folded_into_the_batch_is_timed_with_it(monkeypatch) -> None:
+    asked = []
+
+    def alone(graph, runtime, *, batch_size: int, **_) -> float:
+        asked.append(batch_size)
+        return 1.0
+
+    monkeypatch.setattr(layertime, "alone_ms", alone)
+    clock = in_runtime("onnxruntime", precision="fp32", threads=1, kept=lambda key, measure: measure())
+    for module, x in ((Frames(), torch.randn(2, 8, 16)), (nn.Linear(16, 4), torch.randn(2, 16))):
+        LayerTimes(Sizes(capture(module.eval(), (x,))), clock).ms()
+    assert asked == [8, 1]
+
+
 def test_a_layer_that_holds_samples_in_another_dim_is_not_served_alone() -> None:
     told = []
 

@@ -16,6 +16,12 @@ def test_a_large_layer_takes_longer_than_a_small_one() -> None:
     assert LEAST_MS <= times[0] < times[1]
 
 
+def test_a_batch_takes_longer_than_a_sample() -> None:
+    graph = capture(nn.Linear(1024, 1024).eval(), (torch.randn(2, 1024),))
+    one, many = (alone_ms(graph, "onnxruntime", precision="fp32", threads=1, batch_size=size) for size in (1, 256))
+    assert one < many
+
+
 def test_the_least_of_the_blocks_counts_and_not_the_first_call() -> None:
     blocks = iter([5.0, 3.0, 2.0, 9.0, 3.0, 3.0, 3.0])
     asked = []

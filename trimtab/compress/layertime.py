@@ -73,6 +73,19 @@ class Layer:
         graph.output(graph.create_node("call_function", self.node.target, args, kwargs))  # type: ignore[arg-type]
         return refresh_shapes_(GraphModule(root, graph, class_name="Layer").eval())
 
+    def batch_size(self) -> int:
+        """How many rows one sample is here: more than one where other dims were folded into the first.
+
+        Raises:
+            PlanError: it differs between the sources.
+        """
+        rows = {
+            len(value) for source, value in self.values.items() if isinstance(value, Tensor) and self._by_sample(source)
+        }
+        if len(rows) > 1:
+            raise PlanError(f"One sample is {' and '.join(map(str, sorted(rows)))} rows: it is not served alone.")
+        return rows.pop() if rows else 1
+
     def _by_sample(self, source: Node) -> bool:
         held = [isinstance(size, torch.SymInt) for size in source.meta["val"].shape]
         if any(held[1:]):
@@ -95,7 +108,8 @@ def in_runtime(
 
     def measure(layer: Layer) -> float:
         try:
-            return alone_ms(layer.graph(), runtime, precision=precision, threads=threads)
+            graph, size = layer.graph(), layer.batch_size()
+            return alone_ms(graph, runtime, precision=precision, threads=threads, batch_size=size)
         except (PlanError, RuntimeFailed):
             return eager_ms(layer)
 

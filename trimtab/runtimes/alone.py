@@ -22,13 +22,14 @@ from trimtab.runtimes.process import Served
 BLOCKS, BLOCK_MS, MOST_CALLS, LEAST_MS = 7, 3.0, 200, 1e-4
 
 
-def alone_ms(graph: GraphModule, runtime: str, *, precision: Precision, threads: int) -> float:
-    """Milliseconds of one sample of `graph` beyond those of a call that does nothing, at least 0.0001.
+def alone_ms(graph: GraphModule, runtime: str, *, precision: Precision, threads: int, batch_size: int = 1) -> float:
+    """Milliseconds of one batch of `graph` beyond those of a call that does nothing, at least 0.0001.
 
     Raises:
         RuntimeFailed: the runtime does not take it.
     """
-    return max(LEAST_MS, _ms(graph, runtime, precision, threads) - _call_ms(runtime, precision, threads))
+    own = _ms(graph, runtime, precision, threads, batch_size)
+    return max(LEAST_MS, own - _call_ms(runtime, precision, threads))
 
 
 def described(runtime: str, precision: Precision, threads: int) -> str:
@@ -47,14 +48,14 @@ def _call_ms(runtime: str, precision: Precision, threads: int) -> float:
     x = graph.placeholder("x")
     x.meta["spec"] = InputSpec("x", (1,), "float32")
     graph.output(graph.create_node("call_function", torch.ops.aten.neg.default, (x,)))
-    return _ms(refresh_shapes_(GraphModule(torch.nn.Module(), graph).eval()), runtime, precision, threads)
+    return _ms(refresh_shapes_(GraphModule(torch.nn.Module(), graph).eval()), runtime, precision, threads, 1)
 
 
-def _ms(graph: GraphModule, runtime: str, precision: Precision, threads: int) -> float:
+def _ms(graph: GraphModule, runtime: str, precision: Precision, threads: int, batch_size: int) -> float:
     with tempfile.TemporaryDirectory(prefix="layer-") as folder:
-        find_runtime(runtime).export(graph, Path(folder), precision=precision, batch_size=1, threads=threads)
+        find_runtime(runtime).export(graph, Path(folder), precision=precision, batch_size=batch_size, threads=threads)
         with Served(runtime, Path(folder), precision=precision, threads=threads) as served:
-            served.set_example(tuple(x.numpy() for x in example_inputs(graph, batch_size=1)))
+            served.set_example(tuple(x.numpy() for x in example_inputs(graph, batch_size=batch_size)))
             return least_mean(served.time)
 
 
