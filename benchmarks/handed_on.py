@@ -29,7 +29,7 @@ from trimtab.compress.calibration import batches, calibration
 from trimtab.compress.importance import importances
 from trimtab.compress.observers import affine
 from trimtab.compress.prune import Prune
-from trimtab.compress.quantize import Quantize, QuantizePlan, _observe
+from trimtab.compress.quantize import Quantize, QuantizePlan, observe
 from trimtab.compress.sensitivity import relative_error
 from trimtab.core import Task, Tools
 from trimtab.files import read_json, write_json
@@ -197,7 +197,7 @@ def int8_rows(graph: GraphModule, task: Task, ranges: Ranges, model: nn.Module) 
         rows.append(int8_row(f"calibrated, {observer}", method, plan, (graph, task)))
     data, began = calibration(task, method.samples, purpose="int8"), time.perf_counter()
     nodes = {node.name: node for node in folded.graph.nodes}
-    _observe(folded, [nodes[one.node] for one in plan.activations], batches(data, 64))
+    observe(folded, [nodes[one.node] for one in plan.activations], batches(data, 64))
     looking = time.perf_counter() - began
     for way, seen in (("running extremes", ranges.running), ("last epoch's extremes", ranges.widest)):
         rows.append(int8_row(f"training, {way}", method, with_ranges(plan, seen), (graph, task)))

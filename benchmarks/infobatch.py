@@ -22,8 +22,7 @@ from statistics import mean, median, quantiles, stdev
 from typing import Any
 
 import torch
-from models.fetch import fetch
-from problems import FASHION, idx
+from problems import fashion_mnist
 from scipy.stats import t as student
 from torch import nn
 
@@ -56,12 +55,10 @@ def main() -> None:
 
 def fashion() -> Task:
     """The whole of Fashion-MNIST, pixels in [0, 1]: 60,000 pictures [784] to learn, 2,000 and 8,000 to test."""
-    folder = fetch(FASHION) / "usr/share/datasets/fashion-mnist"
-    x, held = (
-        idx(folder / f"{part}-images-idx3-ubyte.gz").reshape(-1, 784).float() / 255 for part in ("train", "t10k")
+    learned, (held, named) = fashion_mnist()
+    return task_from_pairs(
+        "fashion", learned, (held[:SELECT], named[:SELECT]), (held[SELECT:], named[SELECT:]), fit=FIT
     )
-    y, named = (idx(folder / f"{part}-labels-idx1-ubyte.gz").long() for part in ("train", "t10k"))
-    return task_from_pairs("fashion", (x, y), (held[:SELECT], named[:SELECT]), (held[SELECT:], named[SELECT:]), fit=FIT)
 
 
 def seed_of(file: Path, seed: int, task: Task, verify: Split) -> dict[str, Any]:

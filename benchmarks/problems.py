@@ -108,11 +108,7 @@ def letters() -> Problem:
 
 def fashion() -> Problem:
     """Fashion-MNIST, all 60,000 pictures: an MLP to 88 % of the test set; 90 % takes it many minutes of a core."""
-    folder = fetch(FASHION) / "usr/share/datasets/fashion-mnist"
-    x, held = (
-        idx(folder / f"{part}-images-idx3-ubyte.gz").reshape(-1, 784).float() / 255 for part in ("train", "t10k")
-    )
-    y, named = (idx(folder / f"{part}-labels-idx1-ubyte.gz").long() for part in ("train", "t10k"))
+    (x, y), (held, named) = fashion_mnist()
     loss, errors = _classes((x, y), (held, named))
     said = "Fashion-MNIST, MLP of one layer of 256, to 88 % of the 10,000 test pictures"
     return Problem(said, _nets(784, 256, 10), loss, len(x), 128, 0.12, 2400, look=100, judge=errors, batches=True)
@@ -178,6 +174,18 @@ def _classes(seen: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor]) -> tuple[
         return (model(held[0]).argmax(1) != held[1]).float().mean()
 
     return loss, errors
+
+
+def fashion_mnist() -> list[tuple[Tensor, Tensor]]:
+    """The whole of it, 60,000 to learn and 10,000 to test: pictures [N, 784] in [0, 1], and classes [N]."""
+    folder = fetch(FASHION) / "usr/share/datasets/fashion-mnist"
+    return [
+        (
+            idx(folder / f"{part}-images-idx3-ubyte.gz").reshape(-1, 784).float() / 255,
+            idx(folder / f"{part}-labels-idx1-ubyte.gz").long(),
+        )
+        for part in ("train", "t10k")
+    ]
 
 
 def idx(path: Path) -> Tensor:

@@ -96,7 +96,7 @@ def test_losses_of_samples_agree_with_one_by_one():
     outputs, targets = torch.randn(6, 4, 3), torch.randint(4, (6, 3))
     for loss in (F.cross_entropy, nn.CrossEntropyLoss(), partial(F.cross_entropy, label_smoothing=0.1)):
         one_by_one = torch.stack([loss(outputs[i : i + 1], targets[i : i + 1]) for i in range(6)])
-        torch.testing.assert_close(each_loss(loss, outputs, targets), one_by_one)
+        torch.testing.assert_close(each_loss(loss)(outputs, targets), one_by_one)
 
 
 def test_what_has_no_loss_per_sample_is_refused():

@@ -127,16 +127,16 @@ class Quantize:
         folded = fold_batchnorm(graph)
         if not _layers(folded)[0]:
             raise PlanError("Nothing to quantize: the graph has no convolution or linear layer with a fixed weight.")
-        scaled, factors, plan = self._first(folded, data, task.select)
+        scaled, factors, plan, error = self._first(folded, data, task.select)
         layers, skipped = _layers(scaled)
         if self.most_error is not None:
-            plan = self._within(scaled, layers, plan, (data, task.select), self.most_error)
+            plan = self._within(scaled, layers, plan, (data, task.select), error)
         return replace(plan, skipped=(*skipped, *plan.skipped), factors=factors)
 
     def _first(
         self, folded: GraphModule, data: Split, select: Split
-    ) -> tuple[GraphModule, tuple[Factors, ...], QuantizePlan]:
-        """The graph with its channels scaled or not, by which factors, and a plan for all of its layers.
+    ) -> tuple[GraphModule, tuple[Factors, ...], QuantizePlan, float | None]:
+        """The graph with its channels scaled or not, by which factors, a plan for all layers; its error, if known.
 
         Where it was left open whether channels are scaled, both are planned, without learned rounding, and the one
         is taken that moves the outputs on `select` less.
@@ -144,19 +144,23 @@ class Quantize:
         factors = () if self.equalize is False else find_factors(folded, batches(data, BATCH))
         scaled = equalized(folded, factors)
         if self.equalize is not None or not factors:
-            return scaled, factors, self._plan(scaled, _layers(scaled)[0], data)
+            return scaled, factors, self._plan(scaled, _layers(scaled)[0], data), None
         nearest = replace(self, rounding="nearest")
         drafts = [
             (graph, used, nearest._plan(graph, _layers(graph)[0], data))
             for graph, used in ((folded, ()), (scaled, factors))
         ]
-        graph, used, draft = min(drafts, key=lambda one: relative_error(folded, _emitted(one[0], one[2]), select))
-        return graph, used, draft if self.rounding == "nearest" else self._plan(graph, _layers(graph)[0], data)
+        errors = [relative_error(folded, _emitted(graph, draft), select) for graph, _, draft in drafts]
+        best = min(range(len(drafts)), key=errors.__getitem__)
+        graph, used, draft = drafts[best]
+        if self.rounding == "nearest":
+            return graph, used, draft, errors[best]
+        return graph, used, self._plan(graph, _layers(graph)[0], data), None
 
     def _plan(self, folded: GraphModule, layers: list[Node], data: Split) -> QuantizePlan:
         """The plan of these layers, in a graph that is folded and equalized."""
         values, ties = points(layers)
-        seen = _observe(folded, values, batches(data, BATCH))
+        seen = observe(folded, values, batches(data, BATCH))
         scales: dict[Node, ActivationScale] = {}
         for node in values:
             source = ties.get(node)
@@ -175,11 +179,20 @@ class Quantize:
         return QuantizePlan(activations, weights, biases=biases)
 
     def _within(
-        self, folded: GraphModule, layers: list[Node], plan: QuantizePlan, splits: tuple[Split, Split], bound: float
+        self,
+        folded: GraphModule,
+        layers: list[Node],
+        plan: QuantizePlan,
+        splits: tuple[Split, Split],
+        known: float | None,
     ) -> QuantizePlan:
-        """A plan that keeps as many layers in floating point as it takes to move the outputs by `bound` at most."""
-        data, select = splits
-        first = error = relative_error(folded, _emitted(folded, plan), select)
+        """A plan that keeps as many layers in floating point as it takes to move the outputs by `most_error` at most.
+
+        known: by how much the plan that is given moves them, where that was measured.
+        """
+        (data, select), bound = splits, self.most_error
+        assert bound is not None
+        first = error = relative_error(folded, _emitted(folded, plan), select) if known is None else known
         order: list[Sensitivity] = []
         num = 0
         while not error <= bound:
@@ -260,7 +273,7 @@ def _layers(graph: GraphModule) -> tuple[list[Node], tuple[Skip, ...]]:
     return layers, tuple(skipped)
 
 
-def _observe(graph: GraphModule, values: list[Node], data: list[Split]) -> dict[Node, Tensor]:
+def observe(graph: GraphModule, values: list[Node], data: list[Split]) -> dict[Node, Tensor]:
     """For each value: its extremes and an even sample of its values over the calibration data, [at most 2^15 + 2]."""
     kept: dict[Node, list[Tensor]] = {node: [] for node in values}
 

@@ -28,7 +28,7 @@ from trimtab.graph.dims import Group
 
 NUM_STEPS = 64
 DAMPENING = 0.01
-GRAM_NUMBERS = 1 << 27  # of Gram matrices at a time: 1 GB
+GRAM_NUMBERS = 1 << 27  # of Gram matrices, and of weights for curves, at a time: 1 GB
 NUM_JUDGED = 64
 SHARES = tuple(at / 8 for at in range(1, 8))  # of the channels gone, at which the outputs are looked at
 
@@ -69,7 +69,7 @@ def saliencies(
                 readers.setdefault(group.name, []).append((layer, read.place.table()))
                 layers[layer.node] = layer
     found = {}
-    for run in _in_memory(graph, groups, readers):
+    for run in _in_memory(graph, groups, readers, num_widths=0 if judge is None else len(SHARES)):
         own = {layer.node: layer for name in run for layer, _ in readers[name]}
         inputs = grams(graph, list(own.values()), data)
         solved: dict[str, _Solved] = {}
@@ -128,17 +128,17 @@ def _rewritten(graph: GraphModule, node: Node, layer: Layer, solved: Tensor) -> 
 
 
 def _in_memory(
-    graph: GraphModule, groups: list[Group], readers: dict[str, list[tuple[Layer, Tensor]]]
+    graph: GraphModule, groups: list[Group], readers: dict[str, list[tuple[Layer, Tensor]]], *, num_widths: int
 ) -> list[list[str]]:
-    """The groups in runs whose Gram matrices fit in memory together."""
+    """The groups in runs whose Gram matrices fit in memory together, with the weights that are kept of each width."""
+
+    def numbers(layer: Layer) -> int:
+        weight = get_tensor(graph, layer.weight)
+        kept = -(-num_widths * weight.numel() // 2)  # in fp32, half of a Gram matrix's fp64
+        return layer.num_groups * num_features(layer, weight) ** 2 + kept
+
     names = [group.name for group in groups if group.name in readers]
-    sizes = {
-        name: sum(
-            layer.num_groups * num_features(layer, get_tensor(graph, layer.weight)) ** 2 for layer, _ in readers[name]
-        )
-        for name in names
-    }
-    return chunked(names, sizes.__getitem__, GRAM_NUMBERS)
+    return chunked(names, lambda name: sum(numbers(layer) for layer, _ in readers[name]), GRAM_NUMBERS)
 
 
 class _Problem:

@@ -22,7 +22,7 @@ from trimtab.optim.base import Betas, Groups, check_settings, decay_groups
 from trimtab.optim.flat import Closure, arithmetic, fused_adamw_, gradients, restore_dtypes_, run, shares_memory
 from trimtab.optim.kernel import compiled
 
-BLOCK, SMALL, PIECE, ROWS = 256, 4096, 1 << 16, 1 << 9  # ROWS: blocks that a kernel takes at a time
+BLOCK, SMALL, PIECE, ROWS = 256, 4096, 1 << 16, 1 << 10  # ROWS: blocks that a kernel takes at a time
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class InfoBatch:
                 "counts. Leave prune_samples out, or give the task a loss that is a mean over samples."
             )
         self._task, self._ratio, self._until = task, ratio, int(epochs * PRUNED_EPOCHS)
+        self._each = each_loss(task.loss)
         self._checked, self._at = False, 0
         self._rows = torch.empty(0, dtype=torch.int64)
         self.losses = torch.full((len(task.train),), torch.nan)
@@ -69,7 +70,7 @@ class InfoBatch:
         rows = self._rows[self._at : self._at + len(targets)]
         self._at += len(rows)
         outputs = model(*inputs).float()
-        losses = each_loss(self._task.loss, outputs, targets)
+        losses = self._each(outputs, targets)
         if not self._checked:
             _refuse_other_means(self._task, losses.detach(), outputs.detach(), targets)
             self._checked = True
@@ -88,23 +89,23 @@ class InfoBatch:
         )
 
 
-def each_loss(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each sample, [B], of a loss that gives their mean.
+def each_loss(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of each sample, (outputs [B, ...], targets [B, ...]) -> [B], of a loss that gives their mean.
 
     Args:
         loss: (outputs [B, ...], targets [B, ...]) -> a number; by its `reduction` where it has one, else one by one.
-        outputs: of the model.
-        targets: of the task.
 
     Example:
-        >>> each_loss(nn.MSELoss(), torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
+        >>> each_loss(nn.MSELoss())(torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
         tensor([1., 9.])
     """
-    if "reduction" in inspect.signature(loss).parameters:
-        losses: Tensor = loss(outputs, targets, reduction="none")
-        return losses.reshape(len(targets), -1).mean(1)
-    one = torch.func.vmap(lambda output, target: loss(output[None], target[None]))
-    return one(outputs, targets)  # type: ignore[no-any-return]
+    if "reduction" not in inspect.signature(loss).parameters:
+        return torch.func.vmap(lambda output, target: loss(output[None], target[None]))  # type: ignore[no-any-return]
+
+    def unreduced(outputs: Tensor, targets: Tensor) -> Tensor:
+        return loss(outputs, targets, reduction="none").reshape(len(targets), -1).mean(1)
+
+    return unreduced
 
 
 def _refuse_other_means(task: Task, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
