@@ -92,15 +92,16 @@ class Flat(torch.optim.Optimizer):
         state = self.state[p]
         if not state:
             state.update({slot: self.begin_state(slot, p) for slot in self.slots})
-        whole, slots, strides = flat(p, p), [], p.stride()
+        tensors, strides = [p, g], p.stride()
         for slot in self.slots:
             if state[slot].stride() != strides:  # the weights were laid out anew, or the state came from a file
                 state[slot] = torch.empty_like(p, dtype=state[slot].dtype).copy_(state[slot])
-            slots.append(flat(state[slot], p))
+            tensors.append(state[slot])
+        whole, *others = flat_all(tensors)
         kernel = compiled(self.formula_) if self._compiled else self.update_
         size = max(p.numel(), 1) if self._compiled or self.whole else piece_size(p)
         dtype, returned = arithmetic(p), []
-        for piece, gradient, *rest in in_pieces((whole, flat(g, p), *slots), size):
+        for piece, gradient, *rest in in_pieces((whole, *others), size):
             exact = piece if piece.dtype == dtype else piece.to(dtype)
             returned.append(kernel(exact, gradient if gradient.dtype == dtype else gradient.to(dtype), *rest, *numbers))
             if exact is not piece:
@@ -139,7 +140,7 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
     Where one does not, or has gaps, the pieces are of a copy, which is put back after the last.
     """
-    views = [flat(tensor, tensors[0]) for tensor in tensors]
+    views = flat_all(tensors)
     yield from in_pieces(views, piece_size(tensors[0]))
     for view, tensor in zip(views, tensors, strict=True):
         if not shares_memory(view, tensor):
@@ -208,6 +209,13 @@ def order_of(p: Tensor) -> list[int]:
 def inverse(order: list[int]) -> list[int]:
     """The permutation that undoes `order`."""
     return [order.index(dim) for dim in range(len(order))]
+
+
+def flat_all(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The elements of each in the order of the first one's memory; in the usual case by one call of torch each."""
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return [tensor.view(-1) for tensor in tensors]
+    return [flat(tensor, tensors[0]) for tensor in tensors]
 
 
 def flat(tensor: Tensor, like: Tensor) -> Tensor:

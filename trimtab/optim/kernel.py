@@ -49,7 +49,7 @@ def _kernel(formula: Formula, tensors: tuple[Tensor, ...]) -> Formula:
     from torch._inductor.compile_fx import compile_fx  # seconds to import
 
     traced = [*(tensor.new_empty(LENGTH, *tensor.shape[1:]) for tensor in tensors[:-1]), tensors[-1]]
-    graph = make_fx(lambda *given: formula(*given), tracing_mode="symbolic")(*traced)
+    graph = make_fx(lambda *given: formula(*given) or (), tracing_mode="symbolic")(*traced)  # else it is wrapped again
     given = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     kernel = compile_fx(graph, given)
     length, env = given[0].shape[0].node.expr, given[0].fake_mode.shape_env
