@@ -35,7 +35,7 @@ from trimtab.compress.prune import Prune
 from trimtab.core import Target
 from trimtab.files import read_json, write_json
 from trimtab.graph.capture import capture
-from trimtab.graph.cost import Sizes, macs
+from trimtab.graph.cost import Sizes, activations, macs
 from trimtab.graph.fold import fold_batchnorm
 from trimtab.measure.machine import stamp, versions
 from trimtab.measure.speed import block_spread
@@ -101,6 +101,7 @@ def measured(name: str, times: Path) -> dict[str, Any]:
             "spread": raced[ratio][1],
             "layers_ms": LayerTimes(Sizes(fold_batchnorm(graph)), clock).ms(),
             "macs": macs(graph),
+            "activations": activations(graph),
         }
         for ratio, graph in graphs.items()
     ]
@@ -127,7 +128,8 @@ def errors(found: dict[str, Any]) -> list[tuple[float, float, float]]:
     whole, *pruned = found["rows"]
     misses = []
     for row in pruned:
-        stairs = predicted_ms(whole["ms"], whole["layers_ms"], row["layers_ms"])
+        rest = row["activations"] / whole["activations"]
+        stairs = predicted_ms(whole["ms"], whole["layers_ms"], row["layers_ms"], rest=rest)
         by_macs = whole["ms"] * row["macs"] / whole["macs"]
         misses.append((row["ratio"], stairs / row["ms"] - 1, by_macs / row["ms"] - 1))
     return misses

@@ -2,7 +2,8 @@
 
 Layers are timed in the runtime as they are asked for, the largest first, and kept for every later run in one SQLite
 file (`search/staircase.py`); where the time for that is over, the rest is counted by its multiply-accumulates. Of a
-layer that is narrower than in the original the two measured widths about it tell. How well: benchmarks/staircase.py.
+layer that is narrower than in the original the two measured widths about it tell. What lies between the layers shrinks
+as the numbers that they give. How well: benchmarks/staircase.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from trimtab.compress.layertime import Layer, LayerTimes, Point, in_runtime
 from trimtab.compress.prune import Prune
 from trimtab.core import Precision, Quantity, Target
 from trimtab.errors import PlanError
-from trimtab.graph.cost import Contraction, Sizes, contractions, macs, num_parameters
+from trimtab.graph.cost import Contraction, Sizes, activations, contractions, macs, num_parameters
 from trimtab.graph.dims import groups
 from trimtab.graph.fold import fold_batchnorm, fold_weights
 from trimtab.measure.machine import stamp
@@ -69,7 +70,7 @@ class Forecast:
         self._original, self._minimise, self._target, self._file = original, minimise, target, file
         self._machine = stamp() if machine is None else machine
         self._allowed, self._spent = seconds, 0.0
-        self._sizes = _narrowing(original)
+        self._sizes, self._activations = _narrowing(original), activations(original)
         self._layers = {one.node: one for one in contractions(self._sizes)}
         self._clocks: dict[Served, Callable[[Layer], float]] = {}
         self._times: dict[Served, LayerTimes] = {}
@@ -87,7 +88,7 @@ class Forecast:
         whole, own = self._layers_ms(self._original, served), self._layers_ms(graph, served)
         if not whole or own is None:
             return macs(graph) / max(1, macs(self._original))
-        return predicted_ms(whole_ms, whole, own) / whole_ms
+        return predicted_ms(whole_ms, whole, own, rest=activations(graph) / max(1, self._activations)) / whole_ms
 
     def stairs(self, graph: GraphModule, served: Served) -> list[dict[str, Any]]:
         """The layers that take most of the original at the widths that were timed, in percent: rows of the page's plot.

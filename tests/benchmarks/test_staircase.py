@@ -9,7 +9,8 @@ import staircase
 
 
 def row(ratio: float, ms: float, layers_ms: float, macs: int) -> dict[str, Any]:
-    return {"ratio": ratio, "ms": ms, "spread": 0.02, "layers_ms": layers_ms, "macs": macs}
+    sizes = {"macs": macs, "activations": 100}
+    return {"ratio": ratio, "ms": ms, "spread": 0.02, "layers_ms": layers_ms, **sizes}
 
 
 def model(pruned_ms: float) -> dict[str, Any]:

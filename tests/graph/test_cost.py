@@ -16,7 +16,7 @@ from tests.graph.test_dims import Forward
 from tests.graph.test_rules import ROWS
 from tests.nets import NETS, net
 from trimtab.graph.capture import capture
-from trimtab.graph.cost import Sizes, contractions, macs, macs_of_nodes, num_parameters, parameters
+from trimtab.graph.cost import Sizes, activations, contractions, macs, macs_of_nodes, num_parameters, parameters
 from trimtab.graph.dims import Group, groups
 from trimtab.graph.surgery import cut
 
@@ -36,6 +36,20 @@ def counted_by_torch(graph: GraphModule, x: Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         graph(x)
     return counter.get_total_flops() // 2 // len(x)
+
+
+def test_activations_are_what_one_sample_makes_and_no_weight_or_mask() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.scale = nn.Conv2d(1, 4, 3, padding=1), nn.Parameter(torch.ones(4, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x) * self.scale.exp()
+            return y * (y > 0)
+
+    graph = capture(Masked().eval(), (torch.randn(2, 1, 5, 5),))
+    assert activations(graph) == 3 * 4 * 5 * 5
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from trimtab.graph.atoms import Dim
@@ -141,6 +143,17 @@ def macs(graph: GraphModule) -> int:
 def macs_of_nodes(graph: GraphModule) -> dict[str, int]:
     """Multiply-accumulates for one sample of each operation that is counted, by the name of its node."""
     return {one.node: one.macs() for one in contractions(Sizes(graph))}
+
+
+def activations(graph: GraphModule) -> int:
+    """How many floating-point numbers the operations give for one sample; what lies between contractions reads them."""
+    found = 0
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "call_function" and isinstance(value, Tensor) and value.is_floating_point():
+            by_sample = any(isinstance(size, torch.SymInt) for size in value.shape)
+            found += by_sample * math.prod(for_one_sample(size) for size in value.shape)
+    return found
 
 
 def num_parameters(graph: GraphModule) -> int:
