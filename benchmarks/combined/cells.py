@@ -15,7 +15,8 @@ from trimtab.compress.weightonly import WeightOnly
 from trimtab.core import Method
 
 ORIGINAL, FAST, SMALL = "original", "combined for speed", "combined for size"
-CONVOLUTIONAL = ("mobilenet_v2", "efficientnet_lite0", "ocr_crnn", "silero_vad")
+COMPACT = ("mobilenet_v2", "efficientnet_lite0")  # depthwise: one palette for a tensor, or zeros, cost them nearly all
+CONVOLUTIONAL = (*COMPACT, "ocr_crnn", "silero_vad")
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,17 @@ def cells_of(model: str, samples: int) -> list[Cell]:
     integers: Method = Quantize(samples=samples) if model in CONVOLUTIONAL else Dynamic()
     prune = Prune(ratio=0.1, importance="obs", allocation="measured", samples=samples)
     zeros = Sparsify(0.4, importance="activation", samples=samples, compensate=True)
-    palette = Palette(4, weighted=True, samples=samples)
+    rows, named = (1, "a 4-bit palette a row") if model in COMPACT else (None, "palette of 4 bits")
+    palette = Palette(4, rows=rows, weighted=True, compensate=model in COMPACT, samples=samples)
+    small: tuple[Method, ...] = (prune, palette) if model in COMPACT else (prune, zeros, palette)
     return [
         Cell(ORIGINAL, ()),
         Cell("int8" if model in CONVOLUTIONAL else "int8, ranges at run time", (integers,)),
         Cell("pruned by .1", (prune,)),
         Cell(FAST, (prune, integers)),
-        Cell("palette of 4 bits", (palette,)),
+        Cell(named, (palette,)),
         Cell(".4 zeros", (zeros,)),
-        Cell(SMALL, (prune, zeros, palette)),
+        Cell(SMALL, small),
         Cell("low rank, .85 of the MACs", (Factorize(macs=0.85, weighted=True, samples=samples),)),
         Cell("int8 weights", (WeightOnly("int8"),)),
         Cell("one block shared", (ShareBlocks(1),)),
