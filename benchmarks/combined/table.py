@@ -86,7 +86,9 @@ def together(name: str, rows: list[Row]) -> list[str]:
             if len(known) == len(cell.methods) + 1:
                 alone = " x ".join(f"{value:.2f}" for value in known[:-1])
                 product = math.prod(known[:-1])
-                lines.append(f"- {cell.name}: {alone} = {product:.2f} times {what} alone, {known[-1]:.2f} together.")
+                steps = ", ".join(parts_of(name, cell))
+                told = f"{alone} = {product:.2f} times {what} alone, {known[-1]:.2f} together."
+                lines.append(f"- {cell.name} ({steps}): {told}")
     return ["", *lines] if lines else []
 
 

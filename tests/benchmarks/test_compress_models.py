@@ -45,8 +45,11 @@ def test_report_says_alone_and_together() -> None:
         "| int8 | 0.980 | 0.950 (0.920 ... 0.980) | 0.800 | 3.00 | 2.00 | openvino-bf16 | 4.00 | 1.50 (1.40 ... 1.60)"
         in text
     )
-    assert "- combined for speed: 1.20 x 3.00 = 3.60 times smaller, coded alone, 3.43 together." in text
-    assert "- combined for speed: 1.20 x 1.50 = 1.80 times faster alone, 1.60 together." in text
+    assert (
+        "- combined for speed (pruned by .1, int8): 1.20 x 3.00 = 3.60 times smaller, coded alone, 3.43 together."
+        in text
+    )
+    assert "- combined for speed (pruned by .1, int8): 1.20 x 1.50 = 1.80 times faster alone, 1.60 together." in text
     assert "| one block shared | refused: no twins |" in text
     assert "Not run: palette of 4 bits, .4 zeros, combined for size" in text
     assert "| Net | combined for speed | 0.950 (0.920 ... 0.980) | 3.43 | 1.60 (1.50 ... 1.70) |" in "\n".join(
