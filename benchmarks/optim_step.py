@@ -1,9 +1,9 @@
 """What one optimizer step costs on CPU: ours and public implementations against torch's fused AdamW.
 
 25.2 M parameters in 80 tensors (16 blocks of four matrices and a bias), one thread, fp32, fixed gradients. Each
-contestant runs in a process of its own, in turns with torch's fused AdamW (A B A B); the ratio is the median of the
-pairs. Processor time is taken, so that what else runs on the machine decides little; with `--threads 2` it is the
-clock's, on a quiet machine. Muon and SOAP run on a quarter
+contestant runs in three processes of its own, as where its tensors come to lie in memory moves its time, in turns with
+torch's fused AdamW (A B A B); the ratio is the median of all pairs. Processor time is taken, so that what else runs on
+the machine decides little; with `--threads 2` it is the clock's, on a quiet machine. Muon and SOAP run on a quarter
 of the blocks, also in turns with the bare matrix products that their formula needs.
 
 The public ones are not dependencies of trimtab. Give a Python that has them and torch:
@@ -46,7 +46,7 @@ from trimtab.optim.soap import SOAP
 
 ROOT = Path(__file__).parent.parent
 SHAPES = ((512, 1024), (1024, 512), (512, 512), (512, 512), (512,))
-BLOCKS, QUARTER, ROUNDS, SEED = 16, 4, 9, 0
+BLOCKS, QUARTER, ROUNDS, PROCESSES, SEED = 16, 4, 9, 3, 0
 RIVALS = ("schedulefree", "prodigyopt", "lion-pytorch", "pytorch-optimizer")
 Build = Callable[[nn.Module], Any]
 
@@ -207,7 +207,8 @@ def write(results: dict[str, dict[str, list[float]]], threads: int) -> Path:
 
 {BLOCKS * len(SHAPES)} tensors, {BLOCKS * sum(torch.Size(shape).numel() for shape in SHAPES) / 1e6:.1f} M parameters, \
 {"one thread" if threads == 1 else f"{threads} threads"}, fp32; Muon and SOAP on a quarter of that. \
-{"Processor time" if threads == 1 else "Time by the clock"}, in turns with torch's fused AdamW; seed {SEED}. \
+{"Processor time" if threads == 1 else "Time by the clock"}, in turns with torch's fused AdamW, \
+in one process where n is {ROUNDS} or 10, else in {PROCESSES}; seed {SEED}. \
 Names with a package in front are that package's; the others are trimtab's. Written by `benchmarks/optim_step.py`.
 
 {machine["cpu"]}, {machine["cores"]} cores, {", ".join(machine["features"])}; {said}
@@ -238,8 +239,9 @@ def main() -> None:
     results = json.loads(given.found.read_text()) if given.found.exists() else {}
     for name in given.only:
         command = [sys.executable, "-W", "ignore", __file__, "--one", name, "--threads", str(given.threads)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        results[name] = json.loads(done.stdout.splitlines()[-1])
+        runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(PROCESSES)]
+        found = [json.loads(done.stdout.splitlines()[-1]) for done in runs]
+        results[name] = {key: [second for one in found for second in one[key]] for key in found[0]}
         print(name, ratio(results[name], "adamw"), flush=True)
         given.found.write_text(json.dumps(results))
     print(write({name: results[name] for name in CONTESTANTS if name in results}, given.threads))
