@@ -273,12 +273,8 @@ def prepared(path: Path, scale: Scale = IMAGENET) -> Tensor:
 
 def scattered(path: Path, scale: Scale = IMAGENET, *, seed: int) -> Tensor:
     """The like for calibration: mirrored or not, at a place and at a size drawn by the seed."""
-    return placed(Image.open(path).convert("RGBA"), scale, seed=seed)
-
-
-def placed(image: Image.Image, scale: Scale = IMAGENET, *, seed: int) -> Tensor:
-    """The same of a picture in RGBA."""
     rng = np.random.default_rng(seed)
+    image = Image.open(path).convert("RGBA")
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return scale(_on_white(image, rng.uniform(1, 1.6), (rng.random(), rng.random())))

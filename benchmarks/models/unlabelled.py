@@ -1,13 +1,11 @@
 """Pictures without a label, to learn from a classifier of ImageNet: drawings, photos and textures that packages carry.
 
-The stamps that nothing is judged on, each at two places and sizes on white; crops of wallpapers; photos and drawings of
-a game for children, on white, the photos' crops too. GPL-2, GPL-3 and CC-BY-SA: fetched, never committed.
+The stamps that nothing is judged on, each at two places and sizes on white, and crops of wallpapers. GPL-2 and
+CC-BY-SA: fetched, never committed.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ from torch.nn import functional as F
 
 from models.fetch import CACHE, Package, fetch
 from models.imagenet import learning
-from models.photos import IMAGENET, SIDE, Scale, placed, scattered
+from models.photos import IMAGENET, SIDE, Scale, scattered
 
 WALLPAPERS = Package(
     "mate-backgrounds",
@@ -27,16 +25,7 @@ WALLPAPERS = Package(
     "7bf4c2209f34b4f61ba6d24c8b58c28b361e82e4b943aae6d42c030169af9e04",
 )
 FOLDERS = ("abstract", "nature")
-GAME = Package(
-    "gcompris-qt-data",
-    "3.1-2",
-    "gcompris-qt-data_3.1-2_all.deb",
-    "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f",
-)
-EXPLORED = ("farm_animals", "monuments", "world_animals", "world_music")
-PHOTOS, DRAWINGS = ("categorization", *(f"explore_{name}" for name in EXPLORED)), ("lang",)
-PER_STAMP, PER_WALLPAPER, PER_PHOTO, LARGEST_FILE, LEAST_SIDE = 2, 12, 3, 3_000_000, 150
-SMALL, SMALLER = 5 / 7, 0.75  # how much smaller most batches are, which take half the time, and their share
+PER_STAMP, PER_WALLPAPER, LARGEST_FILE = 2, 12, 3_000_000
 # of the area that a crop covers, of the chance of each change, and of how far colours go
 LEAST, CHANCE, COLOUR = 0.35, 0.5, 0.3
 
@@ -53,24 +42,7 @@ def views(cache: Path = CACHE, scale: Scale = IMAGENET) -> Tensor:
     files = sorted(path for name in FOLDERS for path in (folder / name).iterdir() if path.suffix in (".jpg", ".png"))
     for at, path in enumerate(file for file in files if file.stat().st_size < LARGEST_FILE):
         found += crops(Image.open(path).convert("RGB"), scale, num=PER_WALLPAPER, seed=at)
-    game = fetch(GAME, cache) / "usr/share/gcompris-qt/rcc"
-    for name in (*PHOTOS, *DRAWINGS):
-        for at, image in enumerate(inside(game / f"{name}.rcc")):
-            found.append(placed(image, scale, seed=2000 + at))
-            found += crops(image.convert("RGB"), scale, num=PER_PHOTO if name in PHOTOS else 0, seed=at)
     return torch.stack(found)
-
-
-def inside(file: Path) -> Iterator[Image.Image]:
-    """The WebP pictures in a Qt resource file that are no icons, in RGBA: it keeps them whole, one after the other."""
-    content, at = file.read_bytes(), 0
-    while (at := content.find(b"RIFF", at)) >= 0:
-        size = 8 + int.from_bytes(content[at + 4 : at + 8], "little")
-        if content[at + 8 : at + 12] == b"WEBP":
-            image = Image.open(io.BytesIO(content[at : at + size])).convert("RGBA")
-            if min(image.size) >= LEAST_SIDE:
-                yield image
-        at += 4
 
 
 def crops(image: Image.Image, scale: Scale, *, num: int, seed: int) -> list[Tensor]:
@@ -86,10 +58,9 @@ def crops(image: Image.Image, scale: Scale, *, num: int, seed: int) -> list[Tens
 
 
 def varied(inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Crop and stretch each image, mirror it, shift its colours, and mix some with others; most batches are smaller."""
+    """Crop and stretch each image, mirror it, shift its colours, and mix some with others of the batch."""
     (x,) = inputs
     num = len(x)
-    side = round(x.shape[-1] * (SMALL if float(torch.rand(1, generator=generator)) < SMALLER else 1))
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(num, *shape, generator=generator)
@@ -101,7 +72,7 @@ def varied(inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tens
     zero = torch.zeros(num)
     across = torch.stack([width * mirror, zero, uniform(-1, 1) * (1 - width)], dim=1)
     down = torch.stack([zero, height, uniform(-1, 1) * (1 - height)], dim=1)
-    grid = F.affine_grid(torch.stack([across, down], dim=1), [num, 3, side, side], align_corners=False)
+    grid = F.affine_grid(torch.stack([across, down], dim=1), list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     x = x * uniform(1 - COLOUR, 1 + COLOUR, 1, 1, 1) + uniform(-COLOUR, COLOUR, 3, 1, 1)
     mixed = torch.where(uniform(0, 1) < CHANCE, uniform(0.5, 1.0), 1.0)[:, None, None, None]
