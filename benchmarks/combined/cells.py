@@ -15,7 +15,7 @@ from trimtab.compress.weightonly import WeightOnly
 from trimtab.core import Method
 
 ORIGINAL, FAST, SMALL = "original", "combined for speed", "combined for size"
-COMPACT = ("mobilenet_v2", "efficientnet_lite0")  # depthwise: one palette for a tensor, or zeros, cost them nearly all
+COMPACT = ("mobilenet_v2", "efficientnet_lite0")  # depthwise: a palette for a tensor costs them nearly all, zeros much
 CONVOLUTIONAL = (*COMPACT, "ocr_crnn", "silero_vad")
 
 

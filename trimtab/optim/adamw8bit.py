@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trimtab.optim.base import Betas, Groups, check_settings, decay_groups
+from trimtab.optim.base import Betas, Groups, check_settings, decay_groups, unbiased
 from trimtab.optim.flat import Closure, arithmetic, fused_adamw_, gradients, restore_dtypes_, run, shares_memory
 from trimtab.optim.kernel import compiled
 
@@ -198,9 +198,9 @@ def encode(shares: Tensor, *, signed: bool) -> Tensor:
 
 
 def _numbers(group: dict[str, Any]) -> tuple[float, ...]:
-    step, lr, (beta1, beta2) = group["step"], group["lr"], group["betas"]
-    unbiased = (lr / (1 - beta1**step), (1 - beta2**step) ** -0.5)
-    return (lr, group["weight_decay"], group["eps"], 1 - beta1, 1 - beta2, *unbiased)
+    lr, betas = group["lr"], group["betas"]
+    corrections = unbiased(lr, betas, group["step"])
+    return (lr, group["weight_decay"], group["eps"], 1 - betas[0], 1 - betas[1], *corrections)
 
 
 def _adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, group: dict[str, Any]) -> None:

@@ -91,6 +91,16 @@ def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return named
 
 
+def unbiased(lr: float, betas: Betas, step: int) -> tuple[float, float]:
+    """Adam's corrections at a step, counted from 1: the rate for the mean of gradients, the factor of the root.
+
+    >>> unbiased(0.1, (0.5, 0.75), 1)
+    (0.2, 2.0)
+    """
+    beta1, beta2 = betas
+    return lr / (1 - beta1**step), (1 - beta2**step) ** -0.5
+
+
 def decay_groups(model: nn.Module, weight_decay: float) -> Groups:
     """Parameters that decay and those that do not: decay pulls to zero, where biases and norm scales need not be."""
     named = trainable(model)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import OptimizerError
 from trimtab.optim.adaptive import Adafactor, AdamW, NAdamW, RAdam
-from trimtab.optim.base import Groups, Optimizer, decay_groups
+from trimtab.optim.base import Groups, Optimizer, decay_groups, unbiased
 from trimtab.optim.flat import Closure, Flat, fused_adamw_, fused_sgd_, gradients, pieces, run
 from trimtab.optim.kernel import for_any_shape
 from trimtab.optim.lion import Lion
@@ -86,8 +86,8 @@ class CautiousAdamW(Flat):
         """Count the step; its number, rate, decay, betas and eps, the rate that undoes the bias, and that of roots."""
         group["step"] += 1
         step, lr, (beta1, beta2) = group["step"], group["lr"], group["betas"]
-        unbiased = (lr / (1 - beta1**step), (1 - beta2**step) ** -0.5)
-        return (step, lr, group["weight_decay"], beta1, beta2, group["eps"], 1 - beta1, 1 - beta2, *unbiased)
+        corrections = unbiased(lr, (beta1, beta2), step)
+        return (step, lr, group["weight_decay"], beta1, beta2, group["eps"], 1 - beta1, 1 - beta2, *corrections)
 
     def update_(self, p: Tensor, g: Tensor, m: Tensor, v: Tensor, *numbers: float) -> None:  # type: ignore[override]
         """Torch's fused AdamW moves zeros by the step, upwards; its fused SGD decays and takes the part that agrees."""
