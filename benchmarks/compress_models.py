@@ -8,7 +8,8 @@ Quality is the model's own figures and the agreement with the original on the ta
 KL from the original where the outputs are logits of classes. Bytes are those of the best runtime's file and of
 `tt.save(..., coded=True)`. `--time` races each file, in turns with the best free baseline of the original: ONNX
 Runtime, or OpenVINO in fp32 or bf16; one thread, one sample at a time. No recovery by training: what a method alone
-leaves. Cells that ended are kept in build/compress_models. Writes benchmarks/results/compress_models_cpu_DATE.md and
+leaves. Cells that ended are kept in build/compress_models, rows in benchmarks/results/compress_models.json, so that one
+model can be measured again alone. Writes benchmarks/results/compress_models_cpu_DATE.md and
 docs/benchmarks/compress_models.{md,svg}. MiniLM's texts need `pip install tokenizers==0.23.3`, the plot matplotlib.
 """
 
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from combined.cells import ORIGINAL, Cell, cells_of
 from combined.table import page, plot, report
+from kept import kept
 from models.loaded import Loaded
 from tasks import LOADERS
 from torch import Tensor
@@ -60,9 +62,12 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in [] if given.report_only else given.models:
         (timed if given.time else run)(name, given.work / name)
-    found = {name: rows for name in LOADERS if (rows := rows_of(given.work / name, name))}
-    out = ROOT / "benchmarks" / "results" / f"compress_models_cpu_{datetime.date.today():%Y-%m-%d}.md"
-    out.write_text("\n".join(report(found)) + "\n")
+    results = ROOT / "benchmarks" / "results"
+    here = {name: rows_of(given.work / name, name) for name in LOADERS}
+    parts = kept(results / "compress_models.json", here, names=LOADERS, libraries=("torch", *SERVED))
+    found = {name: part.rows for name, part in parts.items()}
+    out = results / f"compress_models_cpu_{datetime.date.today():%Y-%m-%d}.md"
+    out.write_text("\n".join(report(parts)) + "\n")
     pages = ROOT / "docs" / "benchmarks"
     (pages / "compress_models.md").write_text("\n".join(page(found, out.name)) + "\n")
     plot(found, pages / "compress_models.svg")

@@ -9,7 +9,8 @@ looks at a lower rung included, and so is every file that was raced beyond the f
 area that the measured candidates dominate between no loss and all that is allowed, and between no cost and the best
 free baseline's; 1 would be all of it. Seconds are those that making took, once, and each strategy's own. Every step is
 a cell, kept in build/search_cost and shared: another seed, or a run that goes on, makes only what nobody has made yet.
-Writes benchmarks/results/search_cost_cpu_DATE.md and docs/benchmarks/search_cost.{md,svg}. The plot needs matplotlib.
+Curves are kept in benchmarks/results/search_cost.json, so that one model can be searched again alone. Writes
+benchmarks/results/search_cost_cpu_DATE.md and docs/benchmarks/search_cost.{md,svg}. The plot needs matplotlib.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import kept
 from searched.cells import Ground, curve, ground
 from searched.strategies import strategies
 from searched.table import page, plot, report
@@ -98,10 +100,12 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in () if given.report_only else given.models:
         run(name, given.work / name, seeds=given.seeds, only=given.strategies, again=given.again)
-    found = {model.title: rows for name, model in MODELS.items() if (rows := rows_of(given.work / name))}
-    out = ROOT / "benchmarks" / "results" / f"search_cost_cpu_{datetime.date.today():%Y-%m-%d}.md"
-    titles = [model.title for model in MODELS.values()]
-    out.write_text("\n".join(report(found, titles)) + "\n")
+    results = ROOT / "benchmarks" / "results"
+    out = results / f"search_cost_cpu_{datetime.date.today():%Y-%m-%d}.md"
+    here = {model.title: rows_of(given.work / name) for name, model in MODELS.items()}
+    parts = kept(results / "search_cost.json", here, names=here, libraries=("torch", *RUNTIMES, "optuna"))
+    found = {title: part.rows for title, part in parts.items()}
+    out.write_text("\n".join(report(parts, list(here))) + "\n")
     pages = ROOT / "docs" / "benchmarks"
     (pages / "search_cost.md").write_text("\n".join(page(found, out.name)) + "\n")
     plot(found, pages / "search_cost.svg")

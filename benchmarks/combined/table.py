@@ -6,28 +6,27 @@ import math
 from pathlib import Path
 from typing import Any
 
+from kept import Part, Row
+
 from combined.cells import FAST, ORIGINAL, SMALL, cells_of, parts_of
-from trimtab.measure.machine import stamp, versions
-
-Row = dict[str, Any]
 
 
-def report(found: dict[str, list[Row]]) -> list[str]:
+def report(parts: dict[str, Part]) -> list[str]:
     """Every cell of every model, and what the steps of a combination gain alone and together."""
-    if not found:
+    if not parts:
         raise SystemExit("There is no cell to report yet: run without --report-only first.")
-    used = ", ".join(f"{name} {version}" for name, version in versions(["torch", "onnxruntime", "openvino"]).items())
     lines = [
         "# Real models, each method alone and combined",
         "",
-        f"{stamp()['cpu']}, {', '.join(stamp()['features'])}; 1 thread, one sample at a time; {used}, Python "
-        f"{stamp()['python']}; one run, no randomness, no training. Alike: the task's metric against the original's "
-        "answers on the judged samples, with one-sided 95 % bounds on each side. Coded: the file of weights of "
-        "`tt.save(..., coded=True)`. File: that of the best runtime. Faster: than the original's best free file, in "
-        "turns with it, 95 %. Seconds are of the processor.",
+        "1 thread, one sample at a time; one run, no randomness, no training. Alike: the task's metric against the "
+        "original's answers on the judged samples, with one-sided 95 % bounds on each side. Coded: the file of "
+        "weights of `tt.save(..., coded=True)`. File: that of the best runtime. Faster: than the original's best free "
+        "file, in turns with it, 95 %. Seconds are of the processor.",
     ]
-    for name, rows in found.items():
-        lines += ["", f"## {rows[0]['model']}", "", f"{rows[0]['data']}.", "", *table(rows), *together(name, rows)]
+    for name, part in parts.items():
+        rows = part.rows
+        lines += ["", f"## {rows[0]['model']}", "", f"{rows[0]['data']}. Measured {part.made}.", ""]
+        lines += [*table(rows), *together(name, rows)]
         missing = [cell.name for cell in cells_of(name, 64) if cell.name not in {row["cell"] for row in rows}]
         lines += ["", f"Not run: {', '.join(missing)}."] if missing else []
     return lines

@@ -7,9 +7,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from trimtab.measure.machine import stamp, versions
+from kept import Part, Row
 
-Row = dict[str, Any]
 OURS, GRID, RANDOM = "ours", "grid", "random"
 AIM = 0.25
 
@@ -34,25 +33,23 @@ def of_grid(rows: Sequence[Row]) -> Row | None:
     return max(ends, key=lambda step: step["hypervolume"], default=None)
 
 
-def report(found: dict[str, list[Row]], titles: Sequence[str]) -> list[str]:
+def report(parts: dict[str, Part], titles: Sequence[str]) -> list[str]:
     """Every strategy on every model, and whether the aim is met."""
-    if not found:
+    if not parts:
         raise SystemExit("There is no strategy to report yet: run without --report-only first.")
-    used = ", ".join(f"{name} {version}" for name, version in versions(["torch", "onnxruntime"]).items())
     lines = [
         "# What a search costs",
         "",
-        f"{stamp()['cpu']}, 1 thread, one sample at a time; {used}, optuna {versions(['optuna'])['optuna']}. Served by "
-        "ONNX Runtime alone. Seconds are by the clock, on a machine that other work may have kept busy. All strategies "
-        "search one space on the same cells. An evaluation is a graph that was scored, a cheap look "
-        "included, or a further file of it that was raced. The hypervolume is the share of the square between no cost "
-        "and the best free baseline's, and between no loss on select and all that is allowed, that what was measured "
-        "dominates. Several seeds: the mean, with lowest and highest. Random search and the families see one draw from "
-        "their candidates, in another order with each seed.",
+        "1 thread, one sample at a time. Served by ONNX Runtime alone. Seconds are by the clock, on a machine that "
+        "other work may have kept busy. All strategies search one space on the same cells. An evaluation is a graph "
+        "that was scored, a cheap look included, or a further file of it that was raced. The hypervolume is the share "
+        "of the square between no cost and the best free baseline's, and between no loss on select and all that is "
+        "allowed, that what was measured dominates. Several seeds: the mean, with lowest and highest. Random search "
+        "and the families see one draw from their candidates, in another order with each seed.",
     ]
-    for title, rows in found.items():
-        lines += ["", f"## {title}", "", *aim(rows), "", *table(rows)]
-    missing = [title for title in titles if title not in found]
+    for title, part in parts.items():
+        lines += ["", f"## {title}", "", f"Measured {part.made}.", "", *aim(part.rows), "", *table(part.rows)]
+    missing = [title for title in titles if title not in parts]
     return [*lines, "", f"Not run: {', '.join(missing)}."] if missing else lines
 
 

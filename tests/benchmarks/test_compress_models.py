@@ -10,6 +10,7 @@ import pytest
 import tasks
 from combined.cells import FAST, ORIGINAL, SMALL, Cell, cells_of, parts_of
 from combined.table import page, report
+from kept import Part
 from models.loaded import Loaded
 
 import trimtab as tt
@@ -40,7 +41,7 @@ def row(cell: str, coded: int, gain: float) -> dict[str, Any]:
 def test_report_says_alone_and_together() -> None:
     rows = [row(ORIGINAL, 1200, 1.0), row("int8", 400, 1.5), row("pruned by .1", 1000, 1.2), row(FAST, 350, 1.6)]
     refused = {"model": "Net", "cell": "one block shared", "data": "100 samples", "refused": "no twins", "times": None}
-    text = "\n".join(report({"silero_vad": [*rows, refused]}))
+    text = "\n".join(report({"silero_vad": Part("today, here", [*rows, refused])}))
     assert (
         "| int8 | 0.980 | 0.950 (0.920 ... 0.980) | 0.800 | 3.00 | 2.00 | openvino-bf16 | 4.00 | 1.50 (1.40 ... 1.60)"
         in text
@@ -51,6 +52,7 @@ def test_report_says_alone_and_together() -> None:
     )
     assert "- combined for speed (pruned by .1, int8): 1.20 x 1.50 = 1.80 times faster alone, 1.60 together." in text
     assert "| one block shared | refused: no twins |" in text
+    assert "100 samples. Measured today, here." in text
     assert "Not run: palette of 4 bits, .4 zeros, combined for size" in text
     assert "| Net | combined for speed | 0.950 (0.920 ... 0.980) | 3.43 | 1.60 (1.50 ... 1.70) |" in "\n".join(
         page({"silero_vad": rows}, "x.md")
@@ -59,7 +61,7 @@ def test_report_says_alone_and_together() -> None:
 
 def test_what_was_not_raced_is_said() -> None:
     rows = [row(ORIGINAL, 1200, 1.0), row(SMALL, 100, 1.0) | {"times": None}]
-    text = "\n".join(report({"silero_vad": rows}))
+    text = "\n".join(report({"silero_vad": Part("today, here", rows)}))
     assert "| 12.00 | 2.00 | not raced |" in text
     assert "times faster" not in text
 

@@ -62,7 +62,7 @@ def rows(strategy: str, *steps: tuple[int, float, float]) -> dict[str, Any]:
 def test_report_says_whether_the_aim_is_met() -> None:
     whole = rows("grid", (1, 5.0, 0.1), (40, 200.0, 0.5))
     fast, slow = rows("ours", (4, 9.0, 0.4), (8, 30.0, 0.55)), rows("ours", (9, 9.0, 0.4), (20, 30.0, 0.55))
-    text = "\n".join(table.report({"MiniLM": [whole, fast, slow]}, ["MiniLM", "MobileNetV2"]))
+    text = "\n".join(table.report({"MiniLM": table.Part("now", [whole, fast, slow])}, ["MiniLM", "MobileNetV2"]))
     assert (
         "0.500 after 40 evaluations, should be reached in at most a quarter of them (10): this holds for 1 of 2" in text
     )
@@ -70,10 +70,10 @@ def test_report_says_whether_the_aim_is_met() -> None:
     assert "| ours | 2 | 14 (8 ... 20) | 30 | 0.550 | 0.475 (0.400 ... 0.550) | 14 (8 ... 20) |" in text
     assert "Not run: MobileNetV2." in text
     better = rows("grid of even cuts", (30, 100.0, 0.6))
-    text = "\n".join(table.report({"MiniLM": [whole, better, slow]}, ["MiniLM"]))
+    text = "\n".join(table.report({"MiniLM": table.Part("now", [whole, better, slow])}, ["MiniLM"]))
     assert "The better grid's hypervolume, 0.600 after 30 evaluations" in text
-    assert "this does not hold" in "\n".join(table.report({"MiniLM": [whole, slow]}, ["MiniLM"]))
-    assert "The aim is not decided" in "\n".join(table.report({"MiniLM": [whole]}, ["MiniLM"]))
+    assert "this does not hold" in "\n".join(table.report({"MiniLM": table.Part("now", [whole, slow])}, ["MiniLM"]))
+    assert "The aim is not decided" in "\n".join(table.report({"MiniLM": table.Part("now", [whole])}, ["MiniLM"]))
 
 
 def test_the_grid_is_part_of_the_space_and_families_change_one_thing() -> None:

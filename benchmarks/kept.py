@@ -1,0 +1,47 @@
+"""Measured rows stay as JSON beside their report, each part with its day and machine: one is measured again alone."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.files import read_json, write_json
+from trimtab.measure.machine import stamp, versions
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was measured of one model. made: the day, the machine, and the versions of what ran."""
+
+    made: str
+    rows: list[Row]
+
+
+def kept(
+    file: Path, found: Mapping[str, list[Row]], *, names: Iterable[str], libraries: Iterable[str]
+) -> dict[str, Part]:
+    """The parts in `file`, in the order of `names`, those of `found` in place of what was there; `file` is written.
+
+    A part with fewer rows than the one that was there does not take its place: it has not ended yet.
+    """
+    parts = {name: Part(**part) for name, part in read_json(file).items()} if file.exists() else {}
+    for name, rows in found.items():
+        old = parts.get(name)
+        if rows and (old is None or (len(rows) >= len(old.rows) and rows != old.rows)):
+            parts[name] = Part(here(libraries), rows)
+    parts = {name: parts[name] for name in names if name in parts}
+    write_json(file, {name: asdict(part) for name, part in parts.items()})
+    return parts
+
+
+def here(libraries: Iterable[str]) -> str:
+    """Today, this machine, and the versions of what ran."""
+    machine = stamp()
+    used = ", ".join(f"{name} {version}" for name, version in versions(libraries).items())
+    features = ", ".join(machine["features"])
+    return f"{datetime.date.today()}, {machine['cpu']}, {features}; Python {machine['python']}, {used}"
