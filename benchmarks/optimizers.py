@@ -1,13 +1,14 @@
 """How soon each optimizer reaches a fixed loss: gradients and processor seconds, equal small tuning budgets.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/optimizers.py --found cells.json
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/optimizers.py
 
 Every optimizer of the table, without weight decay, at each of four multiples of its default learning rate with the
 first seed; the two of them that arrive first go on with the other seeds, the rate with the lowest median over the
 seeds counts, and a run that misses counts as infinite. Evaluations of the loss are not timed. Finished cells are kept
-in the file that --found names, so that a run that was stopped goes on; `--problems NAME ...` runs some, `--seeds N`
-gives more or fewer seeds. Writes benchmarks/results/optimizers_cpu_DATE.md and docs/benchmarks/optimizers.{md,svg};
-`--report-only` only writes, from what is there. The plot needs matplotlib; the data of problems.py come by apt-get.
+in benchmarks/results/optimizers.json, so that a run that was stopped goes on, on another day, too; `--problems NAME
+...` runs some, `--seeds N` gives more or fewer seeds. Writes benchmarks/results/optimizers_cpu_DATE.md and
+docs/benchmarks/optimizers.{md,svg}; `--report-only` only writes, from what is there. The plot needs matplotlib; the
+data of problems.py come by apt-get.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import json
 import math
 import statistics
 import time
@@ -27,6 +27,7 @@ from problems import PROBLEMS, Problem
 from torch import Tensor, nn
 
 from trimtab.errors import OptimizerError
+from trimtab.files import read_json, write_json
 from trimtab.measure.machine import stamp
 from trimtab.optim import OPTIMIZERS
 from trimtab.optim.base import Optimizer, changed
@@ -81,7 +82,7 @@ def run(problem: Problem, settings: Optimizer, seed: int) -> list[float]:
             lowest = looked(problem, model, optimizer)
         if lowest <= problem.target:
             return [float(count), spent]
-        if math.isnan(lowest):
+        if math.isnan(lowest) or (4 * count >= problem.most and lowest > problem.early):
             break
     return [math.inf, math.inf]
 
@@ -113,6 +114,17 @@ def best_of(cells: Cells, problem: str, name: str) -> tuple[float, list[float], 
     return min(found, key=lambda one: (statistics.median(one[1]), statistics.median(one[2]))) if found else None
 
 
+def cells_in(file: Path) -> Cells:
+    """The cells that were kept; where a run missed, its numbers are null there."""
+    kept = read_json(file) if file.exists() else {}
+    return {key: [math.inf if number is None else number for number in run] for key, run in kept.items()}
+
+
+def keep(file: Path, cells: Cells) -> None:
+    """Put them where `cells_in` finds them."""
+    write_json(file, {key: [number if math.isfinite(number) else None for number in run] for key, run in cells.items()})
+
+
 def seeds_of(cells: Cells, problem: str) -> int:
     return max(int(key.split()[-1]) for key in cells if key.startswith(f"{problem} ")) + 1
 
@@ -140,7 +152,8 @@ def text_of(cells: Cells, problems: list[str], *, picture: bool) -> str:
     lines += [f"{machine['cpu']}, one thread; torch {torch.__version__}; written by `benchmarks/optimizers.py`.", ""]
     for problem, one in zip(problems, named, strict=True):
         most = f"at most {one.most} gradients of {one.batch} samples, seeds: {seeds_of(cells, problem)}"
-        lines.append(f"* {problem}: {one.said}; {most}.")
+        early = f"; above {one.early:g} after a quarter of them is a miss" if math.isfinite(one.early) else ""
+        lines.append(f"* {problem}: {one.said}; {most}{early}.")
     multiples = ", ".join(f"{multiple:g}" for multiple in MULTIPLES)
     lines += [
         "",
@@ -210,13 +223,13 @@ def write(cells: Cells) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--found", type=Path, default=Path("optimizers.json"))
+    parser.add_argument("--found", type=Path, default=ROOT / "benchmarks/results/optimizers.json")
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--report-only", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    cells: Cells = json.loads(given.found.read_text()) if given.found.exists() else {}
+    cells = cells_in(given.found)
     for place in given.problems if not given.report_only else ():
         problem = PROBLEMS[place]()
         for name in OPTIMIZERS:
@@ -227,7 +240,7 @@ def main() -> None:
                     key = f"{place} {name} {multiple:g} {seed}"
                     if key not in cells:
                         cells[key] = run(problem, settings_of(name, multiple), seed)
-            given.found.write_text(json.dumps(cells))
+            keep(given.found, cells)
             print(place, name, best_of(cells, place, name), flush=True)
     write(cells)
 

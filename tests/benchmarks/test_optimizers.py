@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from models.fetch import CACHE
-from optimizers import best_of, profile, run, settings_of
+from optimizers import best_of, cells_in, keep, profile, run, settings_of
 from problems import FASHION, PROBLEMS, cancer
 
 from trimtab.optim import OPTIMIZERS
@@ -19,6 +20,16 @@ def test_a_run_counts_gradients_and_a_miss_is_infinite() -> None:
     assert seconds > 0
     problem = cancer()
     assert run(replace(problem, most=3), settings_of("sgd", 1.0), 0) == [math.inf, math.inf]
+    gradients, _ = run(replace(problem, early=1.0), settings_of("adamw", 1000.0), 0)
+    assert gradients < math.inf
+    assert run(replace(problem, early=0.06), settings_of("adamw", 1000.0), 0) == [math.inf, math.inf]
+
+
+def test_cells_are_kept_and_found_again(tmp_path: Path) -> None:
+    cells = {"p adam 1 0": [9.0, 1.0], "p adam 1 1": [math.inf, math.inf]}
+    keep(tmp_path / "cells.json", cells)
+    assert cells_in(tmp_path / "cells.json") == cells
+    assert cells_in(tmp_path / "none.json") == {}
 
 
 def test_the_rate_of_the_lowest_median_counts_and_misses_are_infinite() -> None:
