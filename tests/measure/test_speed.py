@@ -57,6 +57,13 @@ def test_lasting_disturbance_ends_and_names_who_was_hit() -> None:
     assert timings["a"].spread == block_spread(timings["a"].block_medians) > 0.15
 
 
+@pytest.mark.parametrize(("ms", "most", "taken"), [(1.0, 20, 20), (200.0, 20, 10), (900.0, 20, 5), (900.0, 3, 3)])
+def test_slow_inferences_come_in_shorter_blocks_for_all(ms: float, most: int, taken: int) -> None:
+    timers = {"slow": lambda k: [ms] * k, "fast": lambda k: [0.5] * k}
+    timings = interleave(timers, rounds=3, block=most)
+    assert [len(timing.samples_ms) for timing in timings.values()] == [3 * taken, 3 * taken]
+
+
 def test_report_is_told_each_block() -> None:
     told: list[tuple[int, int, str]] = []
     interleave(

@@ -17,6 +17,7 @@ from trimtab.errors import RuntimeFailed
 from trimtab.measure.stats import median_interval, quantile_interval
 
 MOST_JUMPS = 3
+BLOCK_MS, LEAST = 2000.0, 5  # a block takes about this long at most, but has so many inferences
 LEAP_MS, LEAP_TIMES = 1000.0, 1000.0
 Timer = Callable[[int], list[float]]
 
@@ -68,7 +69,7 @@ def interleave(
     Args:
         timers: name -> (k -> the latencies of k inferences in ms).
         rounds: blocks of each candidate, at least.
-        block: inferences in a block.
+        block: inferences in a block; fewer where the slowest candidate would take over two seconds, but five.
         warmup: inferences of each candidate before the first round, which are not kept.
         max_spread: the machine counts as disturbed while a candidate's `block_spread` is above this.
         extra: how many rounds may be added for that.
@@ -84,9 +85,8 @@ def interleave(
     assert timers, "nobody to time"
     assert min(rounds, block) >= 1, f"nothing to time: {list(timers)}, {rounds} rounds of {block}"
     names = list(timers)
-    for name in names:
-        if warmup:
-            timers[name](warmup)
+    slowest = max(float(np.median(timers[name](warmup))) for name in names) if warmup else 0.0
+    block = min(block, max(LEAST, int(BLOCK_MS / max(slowest, 1e-3))))
     samples: dict[str, list[float]] = {name: [] for name in names}
     medians: dict[str, list[float]] = {name: [] for name in names}
     jumps = dict.fromkeys(names, 0)
