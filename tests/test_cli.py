@@ -474,6 +474,17 @@ def test_help_teaches_with_examples(trimtab: Trimtab) -> None:
     assert "returns (model, task)" in whole_text
 
 
+def test_the_module_is_the_command_too(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "trimtab", "run", "nowhere", "--input", "x.npy"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == USER_ERROR
+    assert "nowhere" in done.stderr
+
+
 def test_without_a_command_it_shows_the_help(trimtab: Trimtab) -> None:
     said = trimtab()
     assert said.code == USER_ERROR

@@ -38,6 +38,7 @@ ORDER = [
     ["pipeline", "recheck", "watch"],
     ["track"],
     ["cli"],
+    ["__main__"],
 ]
 RANK = {room: rank for rank, line in enumerate(ORDER) for room in line}
 # core names one later room inside a function: Task.of is the front door to what checks a task.
