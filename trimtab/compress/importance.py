@@ -85,7 +85,7 @@ def importances(
     if measure in NEED_DATA:
         assert task is not None
         assert data is not None
-        found = (_obs_curves if curves and measure == "obs" else NEED_DATA[measure])(graph, groups, task, data)
+        found = (NEED_DATA | (WITH_CURVES if curves else {}))[measure](graph, groups, task, data)
     else:
         found = FROM_WEIGHTS[measure](graph, groups)
     for name, scores in found.items():
@@ -276,10 +276,7 @@ FROM_WEIGHTS: dict[str, Callable[[GraphModule, list[Group]], dict[str, Scores]]]
     "magnitude": _magnitudes,
     "bn_scale": _bn_scales,
 }
-NEED_DATA: dict[str, Callable[[GraphModule, list[Group], Task, Split], dict[str, Scores]]] = {
-    "taylor": _taylor,
-    "fisher": _fisher,
-    "activation": _activations,
-    "obs": _obs,
-}
+Measure = Callable[[GraphModule, list[Group], Task, Split], dict[str, Scores]]
+NEED_DATA: dict[str, Measure] = {"taylor": _taylor, "fisher": _fisher, "activation": _activations, "obs": _obs}
+WITH_CURVES: dict[str, Measure] = {"obs": _obs_curves}
 MEASURES = (*FROM_WEIGHTS, *NEED_DATA)
