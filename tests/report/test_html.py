@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from importlib import resources
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.report import sample
@@ -112,6 +113,13 @@ def test_changed_examples_come_first_and_are_marked_in_words() -> None:
     alts = [attrs["alt"] for tag, attrs in found.tags if tag == "img"]
     assert len(alts) == 24
     assert all(alts)
+
+
+def test_lines_of_writing_get_wide_places() -> None:
+    evidence = sample.evidence()
+    assert '<ul class="grid">' in page(evidence)
+    line = sample.png(np.zeros((20, 300), dtype=np.uint8))
+    assert '<ul class="grid wide">' in page({**evidence, "examples": [{**evidence["examples"][0], "png": line}]})
 
 
 def test_open_verdict_says_what_would_decide() -> None:

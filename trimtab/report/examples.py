@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -16,7 +18,7 @@ def examples(evidence: Evidence) -> str:
         return ""
     ordered = sorted(found, key=lambda example: example["before"] == example["after"])
     changed = sum(example["before"] != example["after"] for example in found)
-    wide = "" if all("png" in example for example in found) else " wide"
+    wide = "" if all("png" in example and not _is_line(example["png"]) for example in found) else " wide"
     return section(
         "examples",
         "Answers before and after",
@@ -24,6 +26,15 @@ def examples(evidence: Evidence) -> str:
         f"Verify samples with the answers of the model as it came and of the chosen one. {changed} of the "
         f"{len(found)} shown changed; those come first, so this is no fair sample of all.",
     )
+
+
+def _is_line(png: str) -> bool:
+    """Whether a picture, a PNG in base64, is over twice as wide as high, as a line of writing."""
+    try:
+        width, height = struct.unpack(">II", base64.b64decode(png[:32])[16:24])  # where every PNG says them
+    except (ValueError, struct.error):
+        return False  # no PNG; the page shows its alternative text
+    return bool(width > 2 * height)
 
 
 def _example(example: Mapping[str, Any]) -> str:
