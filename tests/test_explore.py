@@ -140,6 +140,13 @@ def test_a_storage_that_cannot_be_reached_ends_the_run_with_what_to_do(tmp_path:
         search(tmp_path / "r", storage="sqlite:////nowhere/at/all/trials.db", trials=1)
 
 
+@pytest.mark.slow
+def test_no_layer_is_timed_and_nothing_sampled_where_no_candidate_is_left(tmp_path: Path) -> None:
+    made = search(tmp_path / "r", trials=1)
+    assert made.evidence["search"]["candidates"] <= 1
+    assert not [name for name in (STORAGE_FILE, "worker.json") if (tmp_path / "r" / name).exists()]
+
+
 def end_when(run: Path, reached: Callable[[], bool]) -> None:
     """Begin the search in `run`, or go on with it, and kill it when that is reached, before the verdict."""
     process = subprocess.Popen([sys.executable, "-m", "tests.test_explore", str(run)])

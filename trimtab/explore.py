@@ -141,8 +141,9 @@ class Asked:
 
 
 def _time_left(under_way: Exploration, asked: Asked) -> bool:
-    limited = under_way.job.goal.minutes is not None or asked.search.trials is not None
-    return limited and not under_way.job.held.has("choice") and under_way.clock.room()
+    trials = asked.search.trials
+    left = under_way.job.goal.minutes is not None if trials is None else trials > len(under_way.ended)
+    return left and not under_way.job.held.has("choice") and under_way.clock.room()
 
 
 def _listed(under_way: Exploration, recipes: Sequence[Recipe]) -> None:
