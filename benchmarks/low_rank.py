@@ -104,7 +104,7 @@ def recovered(graph: GraphModule, loaded: Loaded, cache: Path) -> GraphModule:
         select=(select.inputs, select.targets),
         verify=(verify.inputs, verify.targets),
         loss=half_squared_error,
-        metric=Metric("cosine", cosine),
+        metric=Metric("cosine", cosine, limits=(-1.0, 1.0)),
         fit=Fit(batch_size=32, weight_decay=0.0, precision="bf16"),
     )
     method = Distill(epochs=EPOCHS, lr=LR, objectives=LEARNED)

@@ -1,8 +1,8 @@
-"""The two rules behind a verdict, beside their alternatives: how quality is bounded, and which trial is put forward.
+"""The rules behind a verdict, beside their alternatives: how quality is bounded, and which trial is put forward.
 
     scripts/bench verdict_rules
 
-The first table is summed exactly over all outcomes; the second is simulated, with its seed below. Half a minute.
+The first table is summed exactly over all outcomes; the others are simulated, with their seed below. Two minutes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import binom
 
-from trimtab.core import Drop
+from trimtab.core import Drop, Metric
 from trimtab.measure.proportions import tango
-from trimtab.measure.stats import non_inferiority
+from trimtab.measure.stats import held_by, non_inferiority
 from trimtab.measure.verdict import chance_to_pass
 
 CONFIDENCE, MARGIN, SEED = 0.95, 0.009, 0
@@ -100,7 +100,33 @@ def choice_table(num_verify: int) -> None:
         print(f"| {name} | {100 * np.mean(row > 0):.0f} % | {of_pass:.2f}x | {of_all:.2f}x |")
 
 
+def rare_table(margin: float = 0.05, num_tasks: int = 1000) -> None:
+    """A loss at the margin, all of it in a few samples that lose all: PASS with and without a metric's limits."""
+    rng = np.random.default_rng(SEED)
+    metrics = [Metric("likeness", lambda y, t: y, limits=limits) for limits in (None, (0.0, 1.0))]
+    print(
+        f"\n{num_tasks:,} tasks, seed {SEED}, margin {margin:g}, scores 0 to 1: {margin:.0%} of the samples lose all,"
+    )
+    print("the others next to nothing; power where all lose up to 0.01\n")
+    print(
+        "| n | false PASS, no limits | false PASS, limits | power, no limits | power, limits |\n|---|---|---|---|---|"
+    )
+    for num in (5, 20, 50, 100, 300, 1000):
+        passed = np.zeros((2, 2))
+        for _ in range(num_tasks):
+            rare = np.where(rng.random(num) < margin, 1.0, rng.uniform(0, 1e-3, num))
+            for row, lost in enumerate((rare, rng.uniform(0, 1e-2, num))):
+                scores = np.ones(num), 1 - lost
+                drops = [
+                    held_by(metric, *scores, margin=margin, confidence=CONFIDENCE, num_resamples=199)
+                    for metric in metrics
+                ]
+                passed[row] += [drop.low >= -margin for drop in drops]
+        print(f"| {num} | " + " | ".join(f"{100 * share:.1f} %" for share in passed.ravel() / num_tasks) + " |")
+
+
 if __name__ == "__main__":
     level_table()
     choice_table(4000)
     choice_table(1000)
+    rare_table()

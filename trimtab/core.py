@@ -416,7 +416,8 @@ class Drop:
 
     [low, high] is the two-sided interval whose lower end is the one-sided bound at `confidence`. what: which metric,
     on which samples; they are the `share` of the split. p_lost: the smallest 1 - confidence at which all of the
-    interval lies beyond the margin; 1 if none does.
+    interval lies beyond the margin; 1 if none does. reach: the most a sample can lose by the metric's limits, or 0.
+    seen_low: the bound by what was seen, where `low` is further down for a rare loss that the n may have missed.
     """
 
     baseline: float
@@ -431,6 +432,8 @@ class Drop:
     what: str = ""
     share: float = 1.0
     p_lost: float = 1.0
+    reach: float = 0.0
+    seen_low: float | None = None
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def crnn(cache: Path = CACHE, *, num_judged: int = NUM_JUDGED) -> Loaded:
         select=(selects, answers[2].argmax(2)),
         verify=(images, answers[0].argmax(2)),
         loss=frame_loss,
-        metric=Metric("frames", frames_alike),
+        metric=Metric("frames", frames_alike, limits=(0.0, 1.0)),
     )
     original = decoded(answers[0])
 

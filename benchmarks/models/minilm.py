@@ -125,7 +125,7 @@ def minilm(cache: Path = CACHE, *, num_judged: int = NUM_JUDGED) -> Loaded:
         select=((ids[selects], mask[selects]), answers[selects]),
         verify=(both, original),
         loss=half_squared_error,
-        metric=Metric("cosine", cosine),
+        metric=Metric("cosine", cosine, limits=(-1.0, 1.0)),
     )
 
     def quality(model: nn.Module) -> dict[str, float]:

@@ -85,7 +85,7 @@ def silero(cache: Path = CACHE, *, num_judged: int = NUM_JUDGED) -> Loaded:
         select=(selects, answers[2]),
         verify=(judged, answers[0]),
         loss=F.binary_cross_entropy_with_logits,
-        metric=Metric("frames", frames_alike),
+        metric=Metric("frames", frames_alike, limits=(0.0, 1.0)),
     )
 
     def quality(model: nn.Module) -> dict[str, float]:

@@ -191,7 +191,7 @@ def whisper_encoder(
         select=(rest[num_calibration:], answers[num_calibration:]),
         verify=(judged, original),
         loss=F.mse_loss,
-        metric=Metric("cosine", cosine),
+        metric=Metric("cosine", cosine, limits=(-1.0, 1.0)),
     )
 
     def quality(model: nn.Module) -> dict[str, float]:
@@ -230,7 +230,7 @@ def whisper_decoder(
         select=(tuple(x[selects] for x in given["rest"]), answers["rest"][selects].argmax(2)),
         verify=(given["judged"], answers["judged"].argmax(2)),
         loss=frame_loss,
-        metric=Metric("tokens", frames_alike),
+        metric=Metric("tokens", frames_alike, limits=(0.0, 1.0)),
     )
 
     def quality(model: nn.Module) -> dict[str, float]:

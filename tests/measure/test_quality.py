@@ -94,6 +94,11 @@ def test_an_aggregate_that_is_not_what_it_declares_is_named() -> None:
         value(Metric("mine", f1().per_sample, aggregate=lambda m: {}["tp"]), own)
 
 
+def test_rounding_beyond_the_limits_is_no_lie() -> None:
+    metric = Metric("cosine", lambda y, t: torch.full((60,), 1.0 + 1e-7), limits=(-1.0, 1.0))
+    assert len(scores(metric, torch.zeros(60, 3), torch.zeros(60))) == 60
+
+
 def test_declarations_that_contradict_each_other() -> None:
     with pytest.raises(TaskError, match="declared binary, its scores being 0 or 1, and has limits too"):
         Metric("mine", f1().per_sample, binary=True, limits=(0.0, 1.0))

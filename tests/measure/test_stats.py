@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.core import Ratio
+from trimtab.core import Metric, Ratio
 from trimtab.errors import TaskError
-from trimtab.measure.stats import gain, median_interval, non_inferiority, quantile_interval
+from trimtab.measure.stats import gain, held_by, median_interval, non_inferiority, quantile_interval
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,29 @@ from trimtab.measure.stats import gain, median_interval, non_inferiority, quanti
 def test_unusable_scores_are_refused(first: np.ndarray, second: np.ndarray, message: str) -> None:
     with pytest.raises(TaskError, match=message):
         non_inferiority(first, second, margin=0.01, confidence=0.95, binary=True)
+
+
+@pytest.mark.parametrize("num", [5, 20, 50])
+def test_a_rare_loss_that_the_samples_missed_is_not_excluded(num: int) -> None:
+    """The true loss is at the margin: nearly all of it in the 5 % of the samples that lose all they can."""
+    rng, margin = np.random.default_rng(0), 0.05
+    passed = {None: 0, (0.0, 1.0): 0}
+    for _ in range(200):
+        lost = np.where(rng.random(num) < margin, 1.0, rng.uniform(0, 1e-3, num))
+        for limits in passed:
+            metric = Metric("likeness", lambda y, t: y, limits=limits)
+            drop = held_by(metric, np.ones(num), 1 - lost, margin=margin, confidence=0.95, num_resamples=199)
+            passed[limits] += drop.low >= -margin
+    assert passed[0.0, 1.0] <= 10 + 7  # of 200, at most 5 %, and the simulation's own error
+    assert passed[None] > 2 * passed[0.0, 1.0], "what the limits are for"
+
+
+def test_where_much_was_seen_the_limits_change_nothing() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.random((2, 500))
+    bounded = Metric("overlap", lambda y, t: y, limits=(0.0, 1.0))
+    drop = held_by(bounded, first, second, margin=0.01, confidence=0.95)
+    assert drop.low == non_inferiority(first, second, margin=0.01, confidence=0.95).low == drop.seen_low
 
 
 def test_median_interval_covers_the_median() -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.measure.test_proportions import binary_drop, outcomes
-from trimtab.core import Drop, Ratio
+from trimtab.core import Drop, Metric, Ratio
+from trimtab.measure.stats import held_by
 from trimtab.measure.verdict import chance_to_pass, hold, holm, judge, samples_to_decide
 
 FASTER = Ratio(2.0, 1.9, 2.1, 12)
@@ -32,6 +33,23 @@ def test_samples_to_decide_decides_when_the_same_data_go_on() -> None:
     factor = 1 + further / drop.n
     assert judge((repeated(1.2 * factor),), FASTER, minimise="latency_ms").word == "PASS"
     assert judge((repeated(0.7 * factor),), FASTER, minimise="latency_ms").word == "INCONCLUSIVE"
+
+
+def bounded_drop(num: int) -> Drop:
+    metric = Metric("likeness", lambda y, t: y, limits=(0.0, 1.0))
+    scores = 1 - np.resize([0.001, 0.003, 0.008, 0.002], num)
+    return held_by(metric, np.ones(num), scores, margin=0.05, confidence=0.95)
+
+
+def test_what_may_have_been_missed_decides_how_many_samples_it_takes() -> None:
+    drop = bounded_drop(8)
+    assert drop.low < -drop.margin < drop.seen_low, "open only for what eight samples may have missed"
+    further = samples_to_decide(drop)
+    assert further is not None
+    assert 40 < further < 80
+    assert bounded_drop(8 + further).low >= -drop.margin > bounded_drop(8 + further - 4).low
+    assert chance_to_pass(drop, num_verify=8) < 0.01
+    assert chance_to_pass(drop, num_verify=8 + further + 4) > 0.9
 
 
 def test_samples_to_decide_at_its_ends() -> None:

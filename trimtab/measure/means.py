@@ -38,8 +38,17 @@ class Guard:
     def widened(self, mean: float, low: float, high: float, *, confidence: float) -> tuple[float, float]:
         """The bounds, at least as far out as the guard asks."""
         half = self.event / (2 * self.num)
-        unseen = self.reach * -math.expm1(math.log1p(-confidence) / self.num)
-        return min(low - half, mean - unseen), max(high + half, mean + unseen)
+        far = self.reach * unseen(self.num, confidence=confidence)
+        return min(low - half, mean - far), max(high + half, mean + far)
+
+
+def unseen(num: int, *, confidence: float) -> float:
+    """The largest rate at which an event may come and yet be seen in none of `num` samples.
+
+    >>> round(unseen(1000, confidence=0.95), 4)  # the "rule of three"
+    0.003
+    """
+    return -math.expm1(math.log1p(-confidence) / num)
 
 
 def guard(delta: Floats, scores: Floats) -> Guard:

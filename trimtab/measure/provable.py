@@ -7,7 +7,7 @@ import numpy as np
 from trimtab.core import Goal, Split, Task
 from trimtab.measure.quality import Scores
 from trimtab.measure.resample import Floats
-from trimtab.measure.stats import non_inferiority
+from trimtab.measure.stats import held_by
 from trimtab.tasks.bounds import Asked, asked
 
 MOST_TIMES_MORE = 64
@@ -53,16 +53,8 @@ def _value(one: Asked, scores: Floats) -> float:
 def _reach(one: Asked, scores: Floats, num: int, goal: Goal) -> float:
     """How much worse an equal model may be, for all that `num` samples can tell."""
     same = scores[np.arange(num) % len(scores)]
-    drop = non_inferiority(
-        same,
-        same,
-        margin=1.0,
-        confidence=goal.confidence,
-        binary=one.metric.binary,
-        aggregate=one.metric.aggregate,
-        num_resamples=FEW_RESAMPLES,
-    )
-    return -drop.low
+    equal = held_by(one.metric, same, same, margin=1.0, confidence=goal.confidence, num_resamples=FEW_RESAMPLES)
+    return -equal.low
 
 
 def _mend(one: Asked, scores: Floats, num: int, margin: float, goal: Goal) -> str:

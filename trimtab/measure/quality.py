@@ -16,9 +16,10 @@ from trimtab.core import Drop, Goal, Metric, Split, Task
 from trimtab.errors import MetricError
 from trimtab.measure.corpus import value_of
 from trimtab.measure.resample import Floats
-from trimtab.measure.stats import non_inferiority
+from trimtab.measure.stats import held_by
 from trimtab.tasks.bounds import asked
 
+ROUNDING = 1e-6  # of the limits' span: a cosine of floats may be 1.0000001
 # what is asked, e.g. "accuracy of night" -> the scores [M] or statistics [M, D] of the M samples it is asked of
 Scores = Mapping[str, Floats]
 
@@ -96,14 +97,7 @@ def held_against(task: Task, goal: Goal, split: Split, reference: Scores, candid
         before, after = reference[one.what], candidate[one.what]
         margin = one.drop if one.drop is not None else (1 - one.keep) * abs(value(one.metric, before))
         value(one.metric, after)
-        drop = non_inferiority(
-            before,
-            after,
-            margin=margin,
-            confidence=goal.confidence,
-            binary=one.metric.binary,
-            aggregate=one.metric.aggregate,
-        )
+        drop = held_by(one.metric, before, after, margin=margin, confidence=goal.confidence)
         drops.append(replace(drop, what=one.what, share=float(one.mask.float().mean())))
     return tuple(drops)
 
@@ -127,7 +121,8 @@ def _require_within(metric: Metric, own: Floats) -> None:
     if metric.limits is None:
         return
     low, high = metric.limits
-    beyond = own[(own < low) | (own > high)]
+    rounding = ROUNDING * (high - low)
+    beyond = own[(own < low - rounding) | (own > high + rounding)]
     if len(beyond):
         raise MetricError(
             f"The metric {metric.name!r} is declared to lie between {low:g} and {high:g}, and gave {beyond[0]:g} "

@@ -8,11 +8,12 @@ scores), `corpus` (a function of the means of several statistics). Gains: exact 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from scipy.stats import binom
 
-from trimtab.core import Drop, Ratio
+from trimtab.core import Drop, Metric, Ratio
 from trimtab.errors import MetricError, TaskError
 from trimtab.measure import corpus, means, proportions
 from trimtab.measure.resample import NUM_RESAMPLES, Floats
@@ -71,6 +72,43 @@ def non_inferiority(
         diff, (low, high) = value[1] - value[0], at(confidence)
         p_lost = _p_lost(lambda level: at(level)[1] < -margin, TAIL_RESAMPLES / num_resamples)
     return Drop(*value, diff, low, high, margin, num, confidence, method, p_lost=p_lost)
+
+
+def held_by(
+    metric: Metric,
+    baseline: np.ndarray,
+    candidate: np.ndarray,
+    *,
+    margin: float,
+    confidence: float,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Drop:
+    """`non_inferiority` of a metric's scores, with no more trust than its limits allow.
+
+    What loses much in few samples may not be among the N: a mean is bounded no nearer than one such sample as large as
+    the limits, at the largest rate that N samples can miss, would shift it. The limits of an aggregate are not those
+    of a sample and tell nothing here.
+
+    >>> close = np.linspace(0.99, 1, 5)
+    >>> metric = Metric("cosine", lambda y, t: y, limits=(-1.0, 1.0))
+    >>> drop = held_by(metric, np.ones(5), close, margin=0.05, confidence=0.95)
+    >>> round(drop.seen_low, 2), round(drop.low, 2)
+    (-0.01, -0.91)
+    """
+    drop = non_inferiority(
+        baseline,
+        candidate,
+        margin=margin,
+        confidence=confidence,
+        binary=metric.binary,
+        aggregate=metric.aggregate,
+        num_resamples=num_resamples,
+    )
+    if metric.limits is None or metric.aggregate:
+        return drop
+    reach = metric.limits[1] - metric.limits[0]
+    low = min(drop.low, drop.diff - reach * means.unseen(drop.n, confidence=confidence))
+    return replace(drop, low=low, reach=reach, seen_low=drop.low)
 
 
 def _p_lost(lost: Callable[[float], bool], least: float) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from scipy.special import ndtr, ndtri
 
 from trimtab.core import Drop, Held, Quantity, Ratio, Verdict, Word
+from trimtab.measure.means import unseen
 
 MOST_TIMES_MORE = 1000
 NOUN = {"latency_ms": "latency", "size_bytes": "size", "memory_bytes": "peak memory"}
@@ -17,8 +18,8 @@ NOT_BETTER = {"latency_ms": "Not faster", "size_bytes": "Not smaller", "memory_b
 def samples_to_decide(drop: Drop, *, num_bounds: int = 1) -> int | None:
     """How many further samples would decide, if difference and discordance stay as they are.
 
-    The half-width falls as 1/sqrt(N), so N = n (half-width / |diff + margin|)^2. To be lost among several bounds takes
-    a wider interval, see `hold`.
+    The half-width falls as 1/sqrt(N), so N = n (half-width / |diff + margin|)^2; and a loss that may not be among the N
+    has to be rare enough. To be lost among several bounds takes a wider interval, see `hold`.
 
     Returns:
         0 if it is decided already; None if it would take over 1,000 times as many, as the difference sits on the
@@ -29,26 +30,35 @@ def samples_to_decide(drop: Drop, *, num_bounds: int = 1) -> int | None:
     room = drop.diff + drop.margin
     alpha = 1 - drop.confidence
     wider = 1.0 if room > 0 else float(ndtri(1 - alpha / num_bounds) / ndtri(1 - alpha))
-    width = drop.diff - drop.low if room > 0 else wider * (drop.high - drop.diff)
+    width = drop.diff - _seen_low(drop) if room > 0 else wider * (drop.high - drop.diff)
     if abs(room) * math.sqrt(MOST_TIMES_MORE) <= width:
         return None
-    return max(1, math.ceil(drop.n * (width / room) ** 2) - drop.n)
+    missed = math.log(alpha) / math.log1p(-room / drop.reach) if 0 < room < drop.reach else 0.0
+    if missed > MOST_TIMES_MORE * drop.n:
+        return None
+    return max(1, math.ceil(max(drop.n * (width / room) ** 2, missed)) - drop.n)
+
+
+def _seen_low(drop: Drop) -> float:
+    return drop.low if drop.seen_low is None else drop.seen_low
 
 
 def chance_to_pass(drop_on_select: Drop, *, num_verify: int) -> float:
     """The predictive probability that a verify split of `num_verify` samples shows non-inferiority.
 
     With s = (diff - low) sqrt(n) / z the spread of one sample, and a flat prior, the difference on verify is
-    Normal(diff, s^2 (1/n + 1/m)); it passes above -margin + z s / sqrt(m). So the chance is
-    Phi((diff + margin - z s / sqrt(m)) / (s sqrt(1/n + 1/m))). The best of many candidates is a little overrated.
+    Normal(diff, s^2 (1/n + 1/m)); it passes above -margin + z s / sqrt(m), or above what a loss that m samples can
+    miss asks for, if that is more. So the chance is Phi((diff + margin - z s / sqrt(m)) / (s sqrt(1/n + 1/m))). The
+    best of many candidates is a little overrated.
     """
     drop = drop_on_select
     quantile = float(ndtri(drop.confidence))
-    spread = (drop.diff - drop.low) * math.sqrt(drop.n) / quantile
+    spread = (drop.diff - _seen_low(drop)) * math.sqrt(drop.n) / quantile
     room = drop.diff + drop.margin
+    missed = drop.reach * unseen(num_verify, confidence=drop.confidence)
     if spread <= 0:
-        return float(room >= 0)
-    needed = quantile * spread / math.sqrt(num_verify)
+        return float(room >= missed)
+    needed = max(quantile * spread / math.sqrt(num_verify), missed)
     return float(ndtr((room - needed) / (spread * math.sqrt(1 / drop.n + 1 / num_verify))))
 
 
