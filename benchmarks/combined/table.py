@@ -19,9 +19,9 @@ def report(parts: dict[str, Part]) -> list[str]:
         "# Real models, each method alone and combined",
         "",
         "1 thread, one sample at a time; one run, no randomness, no training. Alike: the task's metric against the "
-        "original's answers on the judged samples, with one-sided 95 % bounds on each side by what was seen. Coded: the "
-        "file of weights of `tt.save(..., coded=True)`. File: that of the best runtime. Faster: than the original's best free "
-        "file, in turns with it, 95 %. Seconds are of the processor.",
+        "original's answers on the judged samples, with one-sided 95 % bounds on each side by what was seen. Coded: "
+        "the file of weights of `tt.save(..., coded=True)`. File: that of the best runtime. Faster: than the "
+        "original's best free file, in turns with it, 95 %. Seconds are of the processor.",
     ]
     for name, part in parts.items():
         rows = part.rows
