@@ -22,7 +22,7 @@ from trimtab.compress.quantize import Quantize
 from trimtab.core import Fit, Recipe, Skip, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
-from trimtab.graph.save import save_graph
+from trimtab.graph.save import load_graph, save_graph
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,20 @@ def test_recipes_that_begin_alike_share_their_stages_and_nothing_is_made_twice(b
     assert second.stages[0] == first.stages[0]
     assert again.stages == first.stages
     assert all(torch.equal(a, b) for a, b in zip(again.graph.parameters(), first.graph.parameters(), strict=True))
+
+
+def test_what_was_made_before_is_read_only_where_it_is_needed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def loaded(folder: Path) -> GraphModule:
+        read.append(folder.name.rpartition("-")[0])
+        return load_graph(folder)
+
+    monkeypatch.setattr("trimtab.compress.build.load_graph", loaded)
+    bench.build(Scale(2.0), Scale(3.0))
+    assert read == ["scale-2", "scale-2-scale-3"]
+    bench.build(Scale(2.0), Scale(3.0))
+    assert read[2:] == ["scale-2-scale-3"]
 
 
 def test_each_stage_has_a_folder_of_its_own_for_checkpoints(bench: Bench) -> None:

@@ -65,17 +65,28 @@ def build(recipe: Recipe, original: Built, task: Task, *, once_folder: OnceFolde
     refuse_order(recipe)
     if not recipe.methods:
         return original
-    stem = build(Recipe(recipe.methods[:-1]), original, task, once_folder=once_folder, tools=tools)
+    folder, stages = _made(recipe, original, task, once_folder, tools)
+    return Built(load_graph(folder), folder, stages)
+
+
+def _made(
+    recipe: Recipe, original: Built, task: Task, once_folder: OnceFolder, tools: Tools
+) -> tuple[Path, tuple[Stage, ...]]:
+    """The folder of the recipe's graph, and its stages. What was made before is not read, only named."""
+    if not recipe.methods:
+        return original.folder, original.stages
+    stem = Recipe(recipe.methods[:-1])
+    stem_folder, stages = _made(stem, original, task, once_folder, tools)
     method = recipe.methods[-1]
     name = key(recipe)
-
     work = f"{tools.folder}/{name}" if tools.folder else None
 
     def make(folder: Path) -> None:
+        given = load_graph(stem_folder) if stem.methods else original.graph
         started = time.perf_counter()
-        plan = method.plan(stem.graph, task)
+        plan = method.plan(given, task)
         own = replace(tools, task=task, original=original.graph, folder=work)
-        graph = method.apply(stem.graph, plan, own)
+        graph = method.apply(given, plan, own)
         stage = Stage(
             method.name,
             settings_of(method),
@@ -89,8 +100,7 @@ def build(recipe: Recipe, original: Built, task: Task, *, once_folder: OnceFolde
     folder = once_folder(f"built/{name}", make)
     if work:
         shutil.rmtree(work, ignore_errors=True)  # its checkpoints: the stage has ended
-    stage = cattrs.structure(read_json(folder / PLAN_FILE), Stage)
-    return Built(load_graph(folder), folder, (*stem.stages, stage))
+    return folder, (*stages, cattrs.structure(read_json(folder / PLAN_FILE), Stage))
 
 
 def key(recipe: Recipe) -> str:
