@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -64,11 +65,12 @@ def aim(rows: Sequence[Row]) -> list[str]:
     held = sum(one is not None and one <= limit for one in needed)
     told = ", ".join("not reached" if one is None else f"{one}" for one in needed)
     seconds = ", ".join("-" if one is None else f"{one:.0f}" for one in took)
+    grids = sum(name.startswith(GRID) for name in by_strategy(rows))
     word = "holds" if held == len(own) else "does not hold" if not held else f"holds for {held} of {len(own)} seeds"
     return [
-        f"- The better grid's hypervolume, {whole['hypervolume']:.3f} after {whole['evaluations']} evaluations, should "
-        f"be reached in at most a quarter of them ({limit:.0f}): this {word}. Ours, by seed: {told} evaluations; "
-        f"{seconds} seconds, of the grid's {whole['seconds']:.0f}."
+        f"- The {'better ' if grids > 1 else ''}grid's hypervolume, {whole['hypervolume']:.3f} after "
+        f"{whole['evaluations']} evaluations, should be reached in at most a quarter of them ({limit:.0f}): this {word}. "
+        f"Ours, by seed: {told} evaluations; {seconds} seconds, of the grid's {whole['seconds']:.0f}."
     ]
 
 
@@ -160,5 +162,5 @@ def plot(found: dict[str, list[Row]], file: Path) -> None:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=3, fontsize=9)
-    figure.tight_layout(rect=(0, 0.28 / len(found), 1, 1))
+    figure.tight_layout(rect=(0, (0.03 + 0.08 * math.ceil(len(handles) / 3)) / len(found), 1, 1))
     figure.savefig(file, metadata={"Date": None})
