@@ -69,8 +69,8 @@ def aim(rows: Sequence[Row]) -> list[str]:
     word = "holds" if held == len(own) else "does not hold" if not held else f"holds for {held} of {len(own)} seeds"
     return [
         f"- The {'better ' if grids > 1 else ''}grid's hypervolume, {whole['hypervolume']:.3f} after "
-        f"{whole['evaluations']} evaluations, should be reached in at most a quarter of them ({limit:.0f}): this {word}. "
-        f"Ours, by seed: {told} evaluations; {seconds} seconds, of the grid's {whole['seconds']:.0f}."
+        f"{whole['evaluations']} evaluations, should be reached in at most a quarter of them ({limit:.0f}): this "
+        f"{word}. Ours, by seed: {told} evaluations; {seconds} seconds, of the grid's {whole['seconds']:.0f}."
     ]
 
 
