@@ -72,7 +72,7 @@ def build(recipe: Recipe, original: Built, task: Task, *, once_folder: OnceFolde
 def _made(
     recipe: Recipe, original: Built, task: Task, once_folder: OnceFolder, tools: Tools
 ) -> tuple[Path, tuple[Stage, ...]]:
-    """The folder of the recipe's graph, and its stages. What was made before is not read, only named."""
+    """The folder of the recipe's graph, and its stages. No graph is loaded that nothing is made from."""
     if not recipe.methods:
         return original.folder, original.stages
     stem = Recipe(recipe.methods[:-1])

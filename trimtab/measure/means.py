@@ -51,6 +51,15 @@ def unseen(num: int, *, confidence: float) -> float:
     return -math.expm1(math.log1p(-confidence) / num)
 
 
+def enough(rate: float, *, confidence: float) -> float:
+    """Of how many samples `rate` is what can go unseen: the inverse of `unseen`, not rounded.
+
+    >>> round(enough(unseen(1000, confidence=0.95), confidence=0.95))
+    1000
+    """
+    return math.log1p(-confidence) / math.log1p(-rate)
+
+
 def guard(delta: Floats, scores: Floats) -> Guard:
     """The guard of N paired differences of `scores`; scores that are all the same reach as far as their size."""
     event = float(np.abs(delta).max())

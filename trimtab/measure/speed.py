@@ -86,7 +86,7 @@ def interleave(
     assert min(rounds, block) >= 1, f"nothing to time: {list(timers)}, {rounds} rounds of {block}"
     names = list(timers)
     slowest = max(float(np.median(timers[name](warmup))) for name in names) if warmup else 0.0
-    block = min(block, max(LEAST, int(BLOCK_MS / max(slowest, 1e-3))))
+    block = fitting(BLOCK_MS, slowest, least=LEAST, most=block)
     samples: dict[str, list[float]] = {name: [] for name in names}
     medians: dict[str, list[float]] = {name: [] for name in names}
     jumps = dict.fromkeys(names, 0)
@@ -113,6 +113,15 @@ def interleave(
         )
         for name in names
     }
+
+
+def fitting(ms: float, slowest: float, *, least: int, most: int) -> int:
+    """How many inferences of `slowest` ms fit into `ms`, but `least` of them, and `most` at most.
+
+    >>> [fitting(60.0, slowest, least=3, most=20) for slowest in (1.0, 7.0, 50.0)]
+    [20, 8, 3]
+    """
+    return min(most, max(least, int(ms / max(slowest, 1e-3))))
 
 
 def _block(name: str, timer: Timer, block: int) -> tuple[list[float], int]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from scipy.special import ndtr, ndtri
 
 from trimtab.core import Drop, Held, Quantity, Ratio, Verdict, Word
-from trimtab.measure.means import unseen
+from trimtab.measure.means import enough, unseen
 
 MOST_TIMES_MORE = 1000
 NOUN = {"latency_ms": "latency", "size_bytes": "size", "memory_bytes": "peak memory"}
@@ -33,10 +33,10 @@ def samples_to_decide(drop: Drop, *, num_bounds: int = 1) -> int | None:
     width = drop.diff - _seen_low(drop) if room > 0 else wider * (drop.high - drop.diff)
     if abs(room) * math.sqrt(MOST_TIMES_MORE) <= width:
         return None
-    missed = math.log(alpha) / math.log1p(-room / drop.reach) if 0 < room < drop.reach else 0.0
-    if missed > MOST_TIMES_MORE * drop.n:
+    rare = enough(room / drop.reach, confidence=drop.confidence) if 0 < room < drop.reach else 0.0
+    if rare > MOST_TIMES_MORE * drop.n:
         return None
-    return max(1, math.ceil(max(drop.n * (width / room) ** 2, missed)) - drop.n)
+    return max(1, math.ceil(max(drop.n * (width / room) ** 2, rare)) - drop.n)
 
 
 def _seen_low(drop: Drop) -> float:
@@ -47,9 +47,9 @@ def chance_to_pass(drop_on_select: Drop, *, num_verify: int) -> float:
     """The predictive probability that a verify split of `num_verify` samples shows non-inferiority.
 
     With s = (diff - low) sqrt(n) / z the spread of one sample, and a flat prior, the difference on verify is
-    Normal(diff, s^2 (1/n + 1/m)); it passes above -margin + z s / sqrt(m), or above what a loss that m samples can
-    miss asks for, if that is more. So the chance is Phi((diff + margin - z s / sqrt(m)) / (s sqrt(1/n + 1/m))). The
-    best of many candidates is a little overrated.
+    Normal(diff, s^2 (1/n + 1/m)); it passes above -margin + h, where h is z s / sqrt(m) or, if that is more, what a
+    loss that m samples can miss would take. So the chance is Phi((diff + margin - h) / (s sqrt(1/n + 1/m))). The best
+    of many candidates is a little overrated.
     """
     drop = drop_on_select
     quantile = float(ndtri(drop.confidence))

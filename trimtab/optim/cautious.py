@@ -86,7 +86,7 @@ class CautiousAdamW(Flat):
         """Count the step; its number, rate, decay, betas and eps, the rate that undoes the bias, and that of roots."""
         group["step"] += 1
         step, lr, (beta1, beta2) = group["step"], group["lr"], group["betas"]
-        corrections = unbiased(lr, (beta1, beta2), step)
+        corrections = unbiased(lr, group["betas"], step)
         return (step, lr, group["weight_decay"], beta1, beta2, group["eps"], 1 - beta1, 1 - beta2, *corrections)
 
     def update_(self, p: Tensor, g: Tensor, m: Tensor, v: Tensor, *numbers: float) -> None:  # type: ignore[override]

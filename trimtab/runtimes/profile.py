@@ -15,7 +15,7 @@ import numpy as np
 
 from trimtab.core import Measurement, Target
 from trimtab.measure.machine import num_cores
-from trimtab.measure.speed import interleave, latency, throughput
+from trimtab.measure.speed import fitting, interleave, latency, throughput
 from trimtab.runtimes.evaluate import Exported
 from trimtab.runtimes.process import Served
 
@@ -87,7 +87,7 @@ def _cases(served: Mapping[str, Served], batch: tuple[np.ndarray, ...], threads:
     slowest = max(process.time(2)[1] for process in served.values())  # the first call makes room
     if slowest > MOST_CALL_MS:
         return []
-    block = int(min(MOST_CALLS, max(3, BLOCK_MS / max(slowest, 1e-3))))
+    block = fitting(BLOCK_MS, slowest, least=3, most=MOST_CALLS)
     timers = {role: process.time for role, process in served.items()}
     timings = interleave(timers, rounds=ROUNDS, block=block, warmup=2, extra=EXTRA)
     size = len(batch[0])
