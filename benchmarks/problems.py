@@ -117,7 +117,8 @@ def fashion() -> Problem:
             torch.manual_seed(seed)
             first, second = nn.Conv2d(1, 16, 5, stride=2, padding=2), nn.Conv2d(16, 64, 3)
             parts = [nn.Unflatten(1, (1, 28, 28)), first, nn.ReLU(), nn.MaxPool2d(2), second, nn.ReLU(), nn.Flatten()]
-            return nn.Sequential(*parts, nn.Linear(1600, 64), nn.ReLU(), nn.Linear(64, 10))
+            net = nn.Sequential(*parts, nn.Linear(1600, 64), nn.ReLU(), nn.Linear(64, 10))
+        return net.to(memory_format=torch.channels_last)  # a third faster on CPU
 
     said = "Fashion-MNIST, two convolutions and two linear layers, to 90 % of the 10,000 test pictures"
     return Problem(said, make, loss, len(x), 128, 0.1, 3000, look=125, judge=errors, batches=True, early=0.25)
@@ -180,7 +181,8 @@ def _classes(seen: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor]) -> tuple[
         return F.cross_entropy(model(seen[0][at]), seen[1][at])
 
     def errors(model: nn.Module) -> Tensor:
-        return (model(held[0]).argmax(1) != held[1]).float().mean()
+        named = torch.cat([model(some).argmax(1) for some in held[0].split(500)])  # so many stay in the cache
+        return (named != held[1]).float().mean()
 
     return loss, errors
 
