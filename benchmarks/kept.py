@@ -27,16 +27,23 @@ def kept(
 ) -> dict[str, Part]:
     """The parts in `file`, in the order of `names`, those of `found` in place of what was there; `file` is written.
 
-    A part with fewer rows than the one that was there does not take its place: it has not ended yet.
+    A part with fewer rows than the one that was there, or with more values that are None, does not take its place: it
+    has not ended yet.
     """
     parts = {name: Part(**part) for name, part in read_json(file).items()} if file.exists() else {}
     for name, rows in found.items():
         old = parts.get(name)
-        if rows and (old is None or (len(rows) >= len(old.rows) and rows != old.rows)):
+        if rows and (old is None or (rows != old.rows and ended(rows, old.rows))):
             parts[name] = Part(here(libraries), rows)
     parts = {name: parts[name] for name in names if name in parts}
     write_json(file, {name: asdict(part) for name, part in parts.items()})
     return parts
+
+
+def ended(rows: list[Row], before: list[Row]) -> bool:
+    """Whether as much was measured as before: rows, and values in them."""
+    unknown, unknown_before = (sum(value is None for row in some for value in row.values()) for some in (rows, before))
+    return len(rows) >= len(before) and unknown <= unknown_before
 
 
 def here(libraries: Iterable[str]) -> str:

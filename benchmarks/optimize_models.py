@@ -52,20 +52,21 @@ def run(name: str, folder: Path) -> None:
 
 
 def report(found: dict[str, Evidence]) -> list[str]:
-    """A row for each model that has a verdict, and the machine that it was found on."""
+    """A row for each model that has a verdict, and the machines that they were found on."""
     if not found:
         raise SystemExit("No run has ended yet: run without --report-only first.")
-    first = next(iter(found.values()))
-    machine = first["machine"]
-    used = ", ".join(f"{name} {first['versions'][name]}" for name in ("torch", "onnxruntime"))
+    places: dict[str, list[str]] = {}
+    for name, evidence in found.items():
+        places.setdefault(place(evidence), []).append(name)
+    where = [f"{at}: {', '.join(names)}." for at, names in places.items()]
     lines = [
         "# `trimtab optimize` on the real models",
         "",
-        f"{machine['cpu']}, {', '.join(machine['features'])}; one thread, one sample at a time; {used}, Python "
-        f"{machine['python']}. `trimtab optimize benchmarks/tasks.py:NAME {' '.join(SETTINGS)}`; seconds by the clock "
-        "until the last candidate was timed, other work on the machine included. Faster: than the best free file of "
-        "the original in ONNX Runtime, with 95 %. Changed: the metric on samples that nothing was chosen by, with a "
-        "one-sided bound at 95 %.",
+        *where,
+        f"One thread, one sample at a time. `trimtab optimize benchmarks/tasks.py:NAME {' '.join(SETTINGS)}`; seconds "
+        "by the clock until the last candidate was timed, other work on the machine included. Faster: than the best "
+        "free file of the original in ONNX Runtime, with 95 %. Changed: the metric on samples that nothing was chosen "
+        "by, with a one-sided bound at 95 %.",
         "",
         "| model | verdict | chosen | faster | metric | changed (at worst; allowed) | samples | seconds |",
         "|---|---|---|---|---|---|---|---|",
@@ -75,6 +76,13 @@ def report(found: dict[str, Evidence]) -> list[str]:
     lines += [f"- {name}: {evidence['verdict']['reason']}" for name, evidence in found.items()]
     missing = ", ".join(name for name in LOADERS if name not in found)
     return [*lines, "", f"Not run: {missing}."] if missing else lines
+
+
+def place(evidence: Evidence) -> str:
+    """The machine of a run, and the versions of what ran."""
+    machine, versions = evidence["machine"], evidence["versions"]
+    used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "onnxruntime"))
+    return f"{machine['cpu']}, {', '.join(machine['features'])}; {used}, Python {machine['python']}"
 
 
 def row(name: str, evidence: Evidence) -> str:

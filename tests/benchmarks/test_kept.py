@@ -23,3 +23,5 @@ def test_what_has_not_ended_does_not(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     whole = kept(file, {"a": [{"x": 1}, {"x": 2}]}, names="a", libraries=["numpy"])
     assert kept(file, {"a": [{"x": 7}]}, names="a", libraries=["numpy"]) == whole
+    assert kept(file, {"a": [{"x": 7}, {"x": None}]}, names="a", libraries=["numpy"]) == whole
+    assert kept(file, {"a": [{"x": 7}, {"x": 8}]}, names="a", libraries=["numpy"])["a"].rows == [{"x": 7}, {"x": 8}]
