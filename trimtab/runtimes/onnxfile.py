@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.runtimes.base import exported_program, exporting
 from trimtab.runtimes.onnxpacked import packed_weights_, translations
+from trimtab.runtimes.onnxregistry import registry_read_once
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -49,7 +50,7 @@ def onnx_model(graph: GraphModule, *, packed: Callable[[ModelProto], None] = pac
     from trimtab.runtimes.onnxforms import onnx_forms
 
     ours = holds_packed(graph)
-    with exporting("ONNX"), torch.no_grad():
+    with exporting("ONNX"), registry_read_once(), torch.no_grad():
         program = torch.onnx.export(
             exported_program(onnx_forms(graph), batch_size=None),
             dynamo=True,
