@@ -70,8 +70,19 @@ def aim(rows: Sequence[Row]) -> list[str]:
     return [
         f"- The {'better ' if grids > 1 else ''}grid's hypervolume, {whole['hypervolume']:.3f} after "
         f"{whole['evaluations']} evaluations, should be reached in at most a quarter of them ({limit:.0f}): this "
-        f"{word}. Ours, by seed: {told} evaluations; {seconds} seconds, of the grid's {whole['seconds']:.0f}."
+        f"{word}. Ours, by seed: {told} evaluations; {seconds} seconds, of the grid's {whole['seconds']:.0f}.",
+        f"- After a quarter of them, as shares of it: {', '.join(early_shares(rows, whole))}.",
     ]
+
+
+def early_shares(rows: Sequence[Row], whole: Row) -> list[str]:
+    """What each strategy has after a quarter of the grid's evaluations, as a share of all that the grid finds."""
+    limit = round(AIM * whole["evaluations"])
+    shares = {
+        name: [at(row, limit) / whole["hypervolume"] for row in own] if whole["hypervolume"] else [0.0]
+        for name, own in by_strategy(rows).items()
+    }
+    return [f"{name} {spread([100 * one for one in own], '{:.0f}')} %" for name, own in shares.items()]
 
 
 def table(rows: Sequence[Row]) -> list[str]:

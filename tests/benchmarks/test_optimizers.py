@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from models.fetch import CACHE
-from optimizers import best_of, cells_in, keep, profile, run, settings_of
+from optimizers import GO_ON, MULTIPLES, best_of, cells_in, even, keep, profile, run, seeds_of, settings_of
 from problems import FASHION, PROBLEMS, cancer
 
 from trimtab.optim import OPTIMIZERS
@@ -41,6 +41,18 @@ def test_the_rate_of_the_lowest_median_counts_and_misses_are_infinite() -> None:
     cells |= {f"p {name} 1 0": [math.inf, math.inf] for name in OPTIMIZERS if name != "adam"}
     assert profile(cells, ["p"])["adam"] == [1.0]
     assert profile(cells, ["p"])["sgd"] == [math.inf]
+
+
+def test_all_are_compared_on_the_seeds_that_all_have_ended() -> None:
+    def ran(name: str, seed: int) -> dict[str, list[float]]:
+        rates = MULTIPLES[:GO_ON] if seed else MULTIPLES
+        return {f"cancer {name} {rate:g} {seed}": [9.0, 1.0] for rate in rates}
+
+    cells = {key: run for seed in range(2) for name in OPTIMIZERS for key, run in ran(name, seed).items()}
+    more = {f"cancer {name} 1 2": [1.0, 1.0] for name in OPTIMIZERS} | ran("adam", 2) | {"digits adam 1 0": [1.0, 1.0]}
+    assert seeds_of(cells | more, "cancer") == 2
+    assert seeds_of(cells | more, "digits") == 0
+    assert even(cells | more) == cells
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -68,6 +68,7 @@ def test_report_says_whether_the_aim_is_met() -> None:
     )
     assert "Ours, by seed: 8, 20 evaluations; 30, 30 seconds, of the grid's 200." in text
     assert "| ours | 2 | 14 (8 ... 20) | 30 | 0.550 | 0.475 (0.400 ... 0.550) | 14 (8 ... 20) |" in text
+    assert "After a quarter of them, as shares of it: ours 95 (80 ... 110) %, grid 20 %." in text
     assert "Not run: MobileNetV2." in text
     better = rows("grid of even cuts", (30, 100.0, 0.6))
     text = "\n".join(table.report({"MiniLM": table.Part("now", [whole, better, slow])}, ["MiniLM"]))
