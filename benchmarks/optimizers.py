@@ -209,12 +209,13 @@ def plot(ratios: dict[str, list[float]], path: Path) -> bool:
     matplotlib.rcParams["svg.hashsalt"] = "trimtab"
     figure, axes = pyplot.subplots(figsize=(8, 5))
     solved: dict[tuple[float, ...], Any] = {}
+    widest = 1.2 * max(value for values in ratios.values() for value in values if math.isfinite(value))
     for index, (name, values) in enumerate(ratios.items()):
-        ends = [1.0, *(value for value in values if math.isfinite(value)), 1000.0]
+        ends = [1.0, *(value for value in values if math.isfinite(value)), widest]
         heights = [sum(value <= end for value in values) / len(values) for end in ends]
         style = ("-", "--", ":", "-.")[index % 4]
         solved[name,] = axes.step(ends, heights, where="post", linestyle=style, label=name)
-    axes.set(xscale="log", xlim=(1, 1000), ylim=(-0.02, 1.02))
+    axes.set(xscale="log", xlim=(1, widest), ylim=(-0.02, 1.02))
     axes.set(xlabel="processor seconds over the fastest one's", ylabel="share of the problems solved")
     axes.legend(fontsize="x-small", ncol=2)
     figure.tight_layout()
