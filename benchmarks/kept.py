@@ -48,7 +48,10 @@ def ended(rows: list[Row], before: list[Row]) -> bool:
 
 def here(libraries: Iterable[str]) -> str:
     """Today, this machine, and the versions of what ran."""
-    machine = stamp()
-    used = ", ".join(f"{name} {version}" for name, version in versions(libraries).items())
-    features = ", ".join(machine["features"])
-    return f"{datetime.date.today()}, {machine['cpu']}, {features}; Python {machine['python']}, {used}"
+    return f"{datetime.date.today()}, {place(stamp(), versions(libraries))}"
+
+
+def place(machine: Mapping[str, Any], used: Mapping[str, Any]) -> str:
+    """A machine and the versions of what ran there."""
+    told = ", ".join(f"{name} {version}" for name, version in used.items())
+    return f"{machine['cpu']}, {', '.join(machine['features'])}; Python {machine['python']}, {told}"

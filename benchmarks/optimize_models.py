@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kept import place
 from tasks import LOADERS
 
 from trimtab.files import read_json
@@ -57,7 +58,8 @@ def report(found: dict[str, Evidence]) -> list[str]:
         raise SystemExit("No run has ended yet: run without --report-only first.")
     places: dict[str, list[str]] = {}
     for name, evidence in found.items():
-        places.setdefault(place(evidence), []).append(name)
+        used = {library: evidence["versions"][library] for library in ("torch", "onnxruntime")}
+        places.setdefault(place(evidence["machine"], used), []).append(name)
     where = [f"{at}: {', '.join(names)}." for at, names in places.items()]
     lines = [
         "# `trimtab optimize` on the real models",
@@ -76,13 +78,6 @@ def report(found: dict[str, Evidence]) -> list[str]:
     lines += [f"- {name}: {evidence['verdict']['reason']}" for name, evidence in found.items()]
     missing = ", ".join(name for name in LOADERS if name not in found)
     return [*lines, "", f"Not run: {missing}."] if missing else lines
-
-
-def place(evidence: Evidence) -> str:
-    """The machine of a run, and the versions of what ran."""
-    machine, versions = evidence["machine"], evidence["versions"]
-    used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "onnxruntime"))
-    return f"{machine['cpu']}, {', '.join(machine['features'])}; {used}, Python {machine['python']}"
 
 
 def row(name: str, evidence: Evidence) -> str:

@@ -209,7 +209,7 @@ def plot(ratios: dict[str, list[float]], path: Path) -> bool:
     matplotlib.rcParams["svg.hashsalt"] = "trimtab"
     figure, axes = pyplot.subplots(figsize=(8, 5))
     solved: dict[tuple[float, ...], Any] = {}
-    widest = 1.2 * max(value for values in ratios.values() for value in values if math.isfinite(value))
+    widest = 1.2 * max((value for values in ratios.values() for value in values if math.isfinite(value)), default=1.0)
     for index, (name, values) in enumerate(ratios.items()):
         ends = [1.0, *(value for value in values if math.isfinite(value)), widest]
         heights = [sum(value <= end for value in values) / len(values) for end in ends]

@@ -75,9 +75,14 @@ def aim(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def quarter(whole: Row) -> int:
+    """The evaluations that the aim allows, in whole ones."""
+    return round(AIM * whole["evaluations"])
+
+
 def early_shares(rows: Sequence[Row], whole: Row) -> list[str]:
     """What each strategy has after a quarter of the grid's evaluations, as a share of all that the grid finds."""
-    limit = round(AIM * whole["evaluations"])
+    limit = quarter(whole)
     shares = {
         name: [at(row, limit) / whole["hypervolume"] for row in own] if whole["hypervolume"] else [0.0]
         for name, own in by_strategy(rows).items()
@@ -88,7 +93,7 @@ def early_shares(rows: Sequence[Row], whole: Row) -> list[str]:
 def table(rows: Sequence[Row]) -> list[str]:
     """A row for each strategy."""
     whole = of_grid(rows)
-    limit = round(AIM * whole["evaluations"]) if whole else None
+    limit = quarter(whole) if whole else None
     early_on = f"after {limit or '-'} evaluations"
     lines = [
         f"| strategy | seeds | evaluations | seconds | hypervolume | {early_on} | the grid's after |",

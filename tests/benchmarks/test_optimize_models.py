@@ -27,8 +27,8 @@ def test_report_says_what_came_of_each_and_what_was_not_run() -> None:
     other = EVIDENCE | {"machine": {"cpu": "B", "features": ["avx2", "amx"], "python": "3.11.7"}}
     found = {"silero_vad": EVIDENCE, "ocr_crnn": other, "minilm_l6": EVIDENCE}
     text = "\n".join(optimize_models.report(found))
-    assert "A, avx2; torch 2, onnxruntime 1, Python 3.11.7: silero_vad, minilm_l6.\n" in text
-    assert "B, avx2, amx; torch 2, onnxruntime 1, Python 3.11.7: ocr_crnn.\n" in text
+    assert "A, avx2; Python 3.11.7, torch 2, onnxruntime 1: silero_vad, minilm_l6.\n" in text
+    assert "B, avx2, amx; Python 3.11.7, torch 2, onnxruntime 1: ocr_crnn.\n" in text
     row = "| silero_vad | PASS | int8 (onnxruntime int8) | 1.50 (1.40 ... 1.60) | cosine | -0.0100 (-0.0200; -0.050)"
     assert f"{row} | 300 | 90 |" in text
     assert "- silero_vad: Quality holds." in text

@@ -1,7 +1,7 @@
 """PyTorch's registry of what has a form in ONNX, read once in a process.
 
-Its exporter reads and parses the source of some thousand functions at every export (torch 2.13, onnxscript 0.7): three
-quarters of the time that a small graph takes. A PyTorch that keeps its registry elsewhere reads it each time.
+Its exporter reads and parses the source of some thousand functions at every export (torch 2.13, onnxscript 0.7): more
+than half of the time that a small graph takes. A PyTorch that keeps its registry elsewhere reads it each time.
 """
 
 from __future__ import annotations
