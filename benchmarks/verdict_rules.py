@@ -1,4 +1,4 @@
-"""The rules behind a verdict, beside their alternatives: how quality is bounded, and which trial is put forward.
+"""The rules behind a verdict, beside their alternatives: how quality is bounded, and which trials are put forward.
 
     scripts/bench verdict_rules
 
@@ -7,17 +7,18 @@ The first table is summed exactly over all outcomes; the others are simulated, w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
 from scipy.special import ndtri
 from scipy.stats import binom
 
-from trimtab.core import Drop, Metric
+from trimtab.core import Drop, Metric, Ratio, Trial
 from trimtab.measure.proportions import tango
 from trimtab.measure.stats import held_by, non_inferiority
-from trimtab.measure.verdict import chance_to_pass
+from trimtab.measure.verdict import chance_to_pass, in_order, judge
+from trimtab.search.space import FINALISTS, finalists
 
 CONFIDENCE, MARGIN, SEED = 0.95, 0.009, 0
 SIZES = (100, 200, 500, 1000, 2000, 4000)
@@ -68,6 +69,12 @@ def likely(threshold: float, num_verify: int) -> Callable[[Drop], bool]:
     return lambda drop: chance_to_pass(drop, num_verify=num_verify) >= threshold
 
 
+def made(place: int, drop: Drop, gain: float) -> Trial:
+    """A trial of a recipe of its own."""
+    ratio = Ratio(gain, gain, gain, 8)
+    return Trial(str(place), str(place), str(place), "eager", "fp32", drop, (), ratio, 0.0, "")
+
+
 def choice_table(num_verify: int) -> None:
     """Put the fastest trial forward that a rule on `select` admits; what the verdict on `verify` then says."""
     rng = np.random.default_rng(SEED)
@@ -76,20 +83,19 @@ def choice_table(num_verify: int) -> None:
         "interval within the margin": lambda drop: drop.low >= -drop.margin,
         **{f"chance to pass >= {threshold:g}": likely(threshold, num_verify) for threshold in (0.5, 0.8, 0.95)},
     }
+    several = {f"finalists, at most {most}": most for most in (1, 2, FINALISTS, NUM_CANDIDATES)}
     best = "(the fastest that passes, seen afterwards)"
-    passed: dict[str, list[float]] = {name: [] for name in (*rules, best)}
+    passed: dict[str, list[float]] = {name: [] for name in (*rules, *several, best)}
     for _ in range(NUM_WORLDS):
         drops, gains = np.sort(rng.uniform(0, 0.02, NUM_CANDIDATES)), 1 + np.sort(rng.uniform(0, 3, NUM_CANDIDATES))
-        wins = rng.uniform(0.002, 0.02, NUM_CANDIDATES)
-        rates = [(win, win + drop, 1 - 2 * win - drop) for win, drop in zip(wins, drops, strict=True)]
-        seen, true = (
-            [held(*map(int, rng.multinomial(num, rate)[:2]), num) for rate in rates] for num in (NUM_SELECT, num_verify)
-        )
+        seen, true = sampled(rng, drops, (NUM_SELECT, num_verify))
         for name, rule in rules.items():
             admitted = [at for at, drop in enumerate(seen) if rule(drop)]
             chances = [chance_to_pass(drop, num_verify=num_verify) for drop in seen]
             pick = max(admitted) if admitted else int(np.argmax(chances))
             passed[name].append(gains[pick] if true[pick].low >= -MARGIN else 0.0)
+        for name, most in several.items():
+            passed[name].append(max(shipped(seen, true, gains, most=most, num_verify=num_verify), default=0.0))
         passed[best].append(max((g for g, drop in zip(gains, true, strict=True) if drop.low >= -MARGIN), default=0.0))
     print(f"\n{NUM_WORLDS:,} worlds of {NUM_CANDIDATES} trials, the faster the worse; {NUM_SELECT:,} select samples,")
     print(f"{num_verify:,} verify samples, margin {MARGIN:g}, seed {SEED}; a trial that fails gains nothing (1x)\n")
@@ -98,6 +104,46 @@ def choice_table(num_verify: int) -> None:
         row = np.array(found)
         of_pass, of_all = row[row > 0].mean(), np.maximum(row, 1).mean()
         print(f"| {name} | {100 * np.mean(row > 0):.0f} % | {of_pass:.2f}x | {of_all:.2f}x |")
+
+
+def sampled(rng: np.random.Generator, drops: np.ndarray, sizes: Sequence[int]) -> list[list[Drop]]:
+    """What trials with these true losses show on splits of these sizes."""
+    wins = rng.uniform(0.002, 0.02, len(drops))
+    rates = [(win, win + drop, 1 - 2 * win - drop) for win, drop in zip(wins, drops, strict=True)]
+    return [[held(*map(int, rng.multinomial(num, rate)[:2]), num) for rate in rates] for num in sizes]
+
+
+def shipped(
+    seen: Sequence[Drop], true: Sequence[Drop], gains: np.ndarray, *, most: int, num_verify: int
+) -> tuple[float, ...]:
+    """The gain of what is shipped of the finalists, of which there are at most so many; empty if none passes."""
+    trials = [made(place, drop, gains[place]) for place, drop in enumerate(seen)]
+    named = finalists(trials, lambda trial: chance_to_pass(trial.select, num_verify=num_verify), most=most)
+    verdicts = [judge((true[int(one.id)],), one.gain, minimise="latency_ms") for one in named]
+    place, _ = in_order(verdicts)
+    return (verdicts[place].gain.value,) if verdicts[place].word == "PASS" else ()
+
+
+def wrong_table(num_worlds: int = 10_000) -> None:
+    """How often something is shipped that loses the margin, as many finalists as are allowed."""
+    print(
+        f"\n{num_worlds:,} worlds of {NUM_CANDIDATES} trials, margin {MARGIN:g}, seed {SEED}: shipped though it loses"
+    )
+    print("the margin. First, all do; second, the slowest loses nothing and the others do\n")
+    print("| finalists, at most | verify | all lose the margin | all but the slowest |\n|---|---|---|---|")
+    gains = np.linspace(1.5, 4, NUM_CANDIDATES)
+    at_margin = np.full(NUM_CANDIDATES, MARGIN), np.r_[0.0, np.full(NUM_CANDIDATES - 1, MARGIN)]
+    for num_verify in (4000, 1000):
+        rng = np.random.default_rng(SEED)
+        wrong = {most: np.zeros(2) for most in (1, FINALISTS, NUM_CANDIDATES)}
+        for _ in range(num_worlds):
+            for case, drops in enumerate(at_margin):
+                seen, true = sampled(rng, drops, (NUM_SELECT, num_verify))
+                for most, counts in wrong.items():
+                    found = shipped(seen, true, gains, most=most, num_verify=num_verify)
+                    counts[case] += any(drops[list(gains).index(gain)] >= MARGIN for gain in found)
+        for most, counts in wrong.items():
+            print(f"| {most} | {num_verify:,} | " + " | ".join(f"{100 * n / num_worlds:.1f} %" for n in counts) + " |")
 
 
 def rare_table(margin: float = 0.05, num_tasks: int = 1000) -> None:
@@ -129,4 +175,5 @@ if __name__ == "__main__":
     level_table()
     choice_table(4000)
     choice_table(1000)
+    wrong_table()
     rare_table()

@@ -51,6 +51,22 @@ def test_the_evidence_is_complete_and_consistent(run: Path) -> None:
     assert (run / "report.html").stat().st_size > 1000
 
 
+def test_finalists_were_named_before_verify_and_tested_in_turn(run: Path) -> None:
+    evidence = tt.load(run / "artifact").artifact.evidence
+    rows = evidence["finalists"]
+    assert [row["id"] for row in rows] == [trial["id"] for trial in read_json(run / "choice.json")]
+    words = [row["verdict"]["word"] if row["verdict"] else "not tested" for row in rows]
+    stop = next((place for place, word in enumerate(words) if word != "PASS"), len(words))
+    assert words[stop + 1 :] == ["not tested"] * len(words[stop + 1 :])
+    passed = rows[:stop] or rows[:1]
+    best = max(passed, key=lambda row: row["verdict"]["gain"]["value"])
+    assert [row["candidate"] for row in rows if row["shipped"]] == [best["candidate"]] == [evidence["rows"][2]["name"]]
+    assert best["outcomes"]["accuracy"] == evidence["outcomes"]["chosen"]
+    assert best["verdict"] == evidence["verdict"]
+    times = (run / "log.txt").read_text()
+    assert times.index(" ended choice") < times.index(" ended evidence")
+
+
 def test_the_artifact_gives_the_measured_answers_and_the_graph_its_bits(run: Path) -> None:
     loaded = tt.load(run / "artifact")
     _, task = small.make()

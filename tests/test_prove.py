@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 import trimtab as tt
 from tests import small
+from trimtab import prove
 from trimtab.core import Artifact
+from trimtab.errors import MetricError
 from trimtab.report.terminal import summary
 from trimtab.tasks.metrics import correct, f1
 
@@ -104,3 +107,32 @@ def test_page_and_terminal_show_the_bounds(result: Artifact) -> None:
     told = console.export_text()
     assert "PASS  F1 of 8 changed by" in told
     assert told.count("allowed, ") == len(result.verdict.bounds) - 1
+
+
+def scored_with(bad: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[list[str], list[str]]:
+    """Who is scored, and what is told, where the metric raises at the answers of `bad`."""
+
+    def graded(task: object, goal: object, answers: str, split: object) -> dict[str, str]:
+        if answers == bad:
+            raise MetricError("'strict' raised ValueError.")
+        return {"strict": answers}
+
+    monkeypatch.setattr(prove, "graded", graded)
+    roles = ("reference", "best_free", "finalist 1", "finalist 2", "finalist 3")
+    picked = {role: SimpleNamespace(id=role.replace(" ", "-"), candidate=f"the {role}") for role in roles}
+    raced = {role: SimpleNamespace(answers=role) for role in roles}
+    job = SimpleNamespace(task=None, goal=None, held=SimpleNamespace(folder=tmp_path))
+    scored, skips = prove._scored(job, picked, raced, None)
+    return list(scored), [f"{skip.what}: {skip.why}" for skip in skips]
+
+
+def test_a_metric_that_raises_at_a_bolder_finalist_ends_the_order_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scored, told = scored_with("finalist 2", monkeypatch, tmp_path)
+    assert scored == ["reference", "best_free", "finalist 1"]
+    assert told == ["finalist the finalist 2: 'strict' raised ValueError. The traceback is in failures/finalist-2.txt."]
+    assert "MetricError" in (tmp_path / "failures" / "finalist-2.txt").read_text()
+    for first in ("finalist 1", "reference"):
+        with pytest.raises(MetricError):
+            scored_with(first, monkeypatch, tmp_path)

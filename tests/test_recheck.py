@@ -132,6 +132,41 @@ def test_figures_that_do_not_follow_from_the_samples_are_found(run: Path, tmp_pa
     assert found.answer == "does not hold"
 
 
+def in_turn(evidence: dict[str, Any], *, shipped: int = 0, tested: int = 2) -> None:
+    """As if the chosen one had been the first of two finalists, and the other its like."""
+    row = evidence["finalists"][0]
+    evidence["finalists"] = [row | {"shipped": place == shipped} for place in range(2)]
+    for untested in evidence["finalists"][tested:]:
+        untested["verdict"] = None
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        (lambda evidence: in_turn(evidence), "holds"),
+        (lambda evidence: in_turn(evidence, shipped=1), "does not hold"),  # no faster than the one before it
+        (lambda evidence: in_turn(evidence, tested=1), "does not hold"),  # the first passed, so the second was due
+    ],
+)
+def test_what_is_shipped_must_follow_from_the_order(
+    change: Callable[[dict[str, Any]], None], answer: str, run: Path, tmp_path: Path
+) -> None:
+    found = verify(resealed(run, tmp_path / "copy", change), small.make()[1], rounds=ROUNDS, quiet=True)
+    claim = next(claim for claim in found.claims if claim.what == "the finalist that the rule ships")
+    assert claim.answer == answer
+
+
+def test_a_finalist_whose_samples_say_otherwise_is_found(run: Path, tmp_path: Path) -> None:
+    def worsen(evidence: dict[str, Any]) -> None:
+        in_turn(evidence)
+        evidence["finalists"][1]["outcomes"] = {"accuracy": [0.0] * 600}
+
+    found = verify(resealed(run, tmp_path / "copy", worsen), small.make()[1], rounds=ROUNDS, quiet=True)
+    told = {claim.what: claim.answer for claim in found.claims}
+    assert told["the finalist that the rule ships"] == "does not hold"
+    assert told["the verdict follows from the recorded samples"] == "holds"
+
+
 def test_on_another_machine_times_are_not_compared_and_gains_are(run: Path, tmp_path: Path) -> None:
     def elsewhere(evidence: dict[str, Any]) -> None:
         evidence["machine"] |= {"cpu": "Example 9000", "cores": 96}

@@ -478,9 +478,3 @@ def _nearest_miss(under_way: Exploration) -> None:
     if looked_at:
         nearest = min(looked_at, key=lambda tried: lost(tried.screen))
         under_way.unlimited().attempt(nearest.recipe, hopeless=0.0)
-
-
-def chosen(job: Job, free: list[Trial], ended: Sequence[Tried]) -> Trial:
-    """What is put before the verdict."""
-    trials = [trial for tried in ended for trial in tried.trials]
-    return choose(trials, job.chance) if trials else best_free(free, job.goal, job.target)

@@ -19,10 +19,10 @@ from trimtab.attempt import Job, Shrunk, bench_of, free_baselines, pinned, prepa
 from trimtab.compress.build import key
 from trimtab.compress.recipes import recipes_to_try
 from trimtab.core import Artifact, Goal, Method, Recipe, Search, Target, Task, Trial
-from trimtab.explore import Asked, chosen, explore, require_search
+from trimtab.explore import Asked, explore, require_search
 from trimtab.files import read_array, write_array, write_atomic
 from trimtab.graph.capture import capture
-from trimtab.prove import REPORT_FILE, prove, ship
+from trimtab.prove import REPORT_FILE, name_finalists, prove, ship
 from trimtab.report.html import page
 from trimtab.report.terminal import PRUNE_PHASES, Progress
 from trimtab.runtimes.evaluate import usable
@@ -86,9 +86,9 @@ def optimize(
             bench = bench_of(job, original)
             free, freely = free_baselines(job, bench, original, runtimes)
             ended = [freely, *explore(job, bench, original, free, tried, asked)]
-            choice = held.once("choice", lambda: chosen(job, free, ended), Trial)
-            proof = held.once("evidence", lambda: prove(job, free, ended, choice), dict[str, Any])
-            ship(job, original, free, ended, choice, proof)
+            named = held.once("choice", lambda: name_finalists(job, free, ended), list[Trial])
+            proof = held.once("evidence", lambda: prove(job, free, ended, named), dict[str, Any])
+            ship(job, original, free, ended, named, proof)
     return load_artifact(folder / "artifact").artifact
 
 

@@ -1,7 +1,8 @@
-"""The proof: the verify split is opened, once, for the trial that was chosen; then everything is judged and shipped."""
+"""The proof: the verify split is opened, once, for the finalists that were named; the best that passes is shipped."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,22 +10,23 @@ import cattrs
 from torch.fx import GraphModule
 
 from trimtab.artifact import BUNDLE, Parts, save_artifact, save_bundle
-from trimtab.attempt import Job, Tried, exported
+from trimtab.attempt import Job, Tried, exported, failed
 from trimtab.attribute import attribution, timeline
 from trimtab.compress.build import Built, key
-from trimtab.core import Recipe, Trial
+from trimtab.core import Recipe, Skip, Split, Trial
+from trimtab.errors import MetricError
 from trimtab.files import read_json, write_atomic
 from trimtab.forecast import Forecast, served_in_floats, staircase_file
 from trimtab.graph.save import load_graph
-from trimtab.measure.quality import graded, held_against
-from trimtab.measure.verdict import judge
-from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE, Contender, Story, assemble, steps
+from trimtab.measure.quality import Scores, graded, held_against
+from trimtab.measure.verdict import in_order, judge
+from trimtab.report.evidence import BEST_FREE, CHOSEN, FINALIST, REFERENCE, Contender, Story, assemble, in_turn, steps
 from trimtab.report.html import page
-from trimtab.runtimes.evaluate import gain_over, measurements, race
+from trimtab.runtimes.evaluate import Raced, gain_over, measurements, race
 from trimtab.runtimes.profile import profile
 from trimtab.runtimes.trial import FREE, arrays
 from trimtab.search.ending import ending
-from trimtab.search.space import best_free, cost
+from trimtab.search.space import best_free, cost, finalists
 from trimtab.search.study import IDENTITY_FILE, LOG_FILE
 
 FINAL_ROUNDS = 24
@@ -33,50 +35,83 @@ NUM_SAMPLE = 5
 REFERENCE_IN = ("eager", "fp32")
 
 
-def prove(job: Job, free: list[Trial], ended: list[Tried], choice: Trial) -> dict[str, Any]:
-    """Judge the choice on `verify` against the original in eager fp32 and the best free baseline: the evidence.
+def name_finalists(job: Job, free: list[Trial], ended: list[Tried]) -> list[Trial]:
+    """What is put before the verdict, in that order; the best free baseline if nothing was made."""
+    trials = [trial for tried in ended for trial in tried.trials]
+    return finalists(trials, job.chance) if trials else [best_free(free, job.goal, job.target)]
 
-    The choice was committed before the seal is broken, so nothing seen here can change it.
+
+def prove(job: Job, free: list[Trial], ended: list[Tried], named: list[Trial]) -> dict[str, Any]:
+    """Judge the finalists on `verify` against the original in eager fp32 and the best free baseline: the evidence.
+
+    They and their order were committed before the seal is broken, so nothing seen here can change them.
     """
     job.show.phase("verdict")
     task, target, goal = job.task, job.target, job.goal
-    picked = _picked(job, free, choice)
+    roles = [f"{FINALIST} {place + 1}" for place in range(len(named))]
+    picked = _beside(job, free) | dict(zip(roles, named, strict=True))
     files = {role: exported(job, trial) for role, trial in picked.items()}
-    split = task.verify.open(f"the verdict on {choice.candidate}")
+    split = task.verify.open(f"the verdict on {', then '.join(trial.candidate for trial in named)}")
     raced = race(files, arrays(split), target=target, rounds=FINAL_ROUNDS, report=job.show.step)
-    scored = {role: graded(task, goal, raced[role].answers, split) for role in files}
+    scored, raised = _scored(job, picked, raced, split)
     gains = {
         role: gain_over(raced[BEST_FREE], raced[role], files=(files[BEST_FREE], files[role]), minimise=goal.minimise)
-        for role in files
+        for role in scored
     }
-    drops = held_against(task, goal, split, scored[REFERENCE], scored[CHOSEN])
-    verdict = judge(drops, gains[CHOSEN], minimise=goal.minimise)
-    contenders = [
-        Contender(
+    contenders = {
+        role: Contender(
             role,
-            trial.candidate,
+            picked[role].candidate,
             raced[role].answers,
-            scored[role],
+            scores,
             measurements(raced[role], files[role], target),
             raced[role].timing,
             gains[role],
             raced[role].others_cores,
         )
-        for role, trial in picked.items()
-    ]
-    two = {role: files[role] for role in (BEST_FREE, CHOSEN)}
-    more = {"profile": cattrs.unstructure(profile(two, arrays(split), target=target, report=job.show.step))}
+        for role, scores in scored.items()
+    }
+    last = [contenders.pop(role) for role in roles if role in scored]
+    against = contenders[REFERENCE].scores
+    drops = [held_against(task, goal, split, against, one.scores) for one in last]
+    verdicts = [judge(own, gains[one.role], minimise=goal.minimise) for own, one in zip(drops, last, strict=True)]
+    shipped, num_tested = in_order(verdicts)
+    choice, verdict = named[shipped], verdicts[shipped]
+    two = {BEST_FREE: files[BEST_FREE], CHOSEN: files[roles[shipped]]}
+    more = {
+        "profile": cattrs.unstructure(profile(two, arrays(split), target=target, report=job.show.step)),
+        "finalists": in_turn(named[: len(last)], last, verdicts, shipped=shipped, num_tested=num_tested),
+    }
     story = _story(job, free, ended, choice, more)
     end = ending(choice, story.trials, story.steps, verdict, minimise=goal.minimise)
-    story = replace(story, attribution={**story.attribution, "search": end})
-    return assemble(story, contenders, verdict, split=split)
+    story = replace(story, attribution={**story.attribution, "search": end}, skipped=(*story.skipped, *raised))
+    return assemble(story, [*contenders.values(), replace(last[shipped], role=CHOSEN)], verdict, split=split)
 
 
-def _picked(job: Job, free: list[Trial], choice: Trial) -> dict[str, Trial]:
+def _scored(
+    job: Job, picked: Mapping[str, Trial], raced: Mapping[str, Raced], split: Split
+) -> tuple[dict[str, Scores], list[Skip]]:
+    """Every contender's scores, up to the first of the further finalists whose answers the user's metric raises at.
+
+    Raises:
+        MetricError: it raises at those of the first finalist, or of what that is held against.
+    """
+    scored: dict[str, Scores] = {}
+    for role, trial in picked.items():
+        try:
+            scored[role] = graded(job.task, job.goal, raced[role].answers, split)
+        except MetricError as error:
+            if f"{FINALIST} 1" not in scored:
+                raise
+            return scored, [failed(job.held, f"finalist {trial.candidate}", trial.id, error)]
+    return scored, []
+
+
+def _beside(job: Job, free: list[Trial]) -> dict[str, Trial]:
+    """What the finalists are held against: the reference for quality, the best free baseline for the gain."""
     return {
         REFERENCE: next(trial for trial in free if (trial.runtime, trial.precision) == REFERENCE_IN),
         BEST_FREE: best_free(free, job.goal, job.target),
-        CHOSEN: choice,
     }
 
 
@@ -138,12 +173,14 @@ def _of(ended: list[Tried], choice: Trial) -> Tried | None:
 
 
 def ship(
-    job: Job, original: Built, free: list[Trial], ended: list[Tried], choice: Trial, proof: dict[str, Any]
+    job: Job, original: Built, free: list[Trial], ended: list[Tried], named: list[Trial], proof: dict[str, Any]
 ) -> None:
     """Write report, evidence bundle and, last, the artifact."""
+    shipped = next(row["id"] for row in proof["finalists"] if row["shipped"])
+    choice = next(trial for trial in named if trial.id == shipped)
     tried = _of(ended, choice)
     plans = cattrs.unstructure(tried.stages if tried else ())
-    files = {role: exported(job, trial) for role, trial in _picked(job, free, choice).items()}
+    files = {role: exported(job, trial) for role, trial in (_beside(job, free) | {CHOSEN: choice}).items()}
     papers = [job.held.folder / name for name in (IDENTITY_FILE, LOG_FILE)]
     write_atomic(job.held.folder / REPORT_FILE, page(proof).encode())
     parts = Parts(

@@ -16,12 +16,12 @@ import cattrs
 import numpy as np
 
 from trimtab.artifact import Bundle, load_bundle
-from trimtab.core import Drop, Goal, Held, Ratio, Split, Target, Task
+from trimtab.core import Drop, Goal, Held, Ratio, Split, Target, Task, Verdict
 from trimtab.errors import RuntimeFailed, RuntimeMissing, TaskError
 from trimtab.measure.machine import same_machine, stamp
 from trimtab.measure.quality import Scores, graded, held_against
 from trimtab.measure.stats import gain
-from trimtab.measure.verdict import NOUN, hold, judge
+from trimtab.measure.verdict import NOUN, hold, in_order, judge
 from trimtab.prove import FINAL_ROUNDS
 from trimtab.report import words
 from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE
@@ -89,7 +89,11 @@ def verify(bundle: str | Path, task: Task, *, rounds: int = FINAL_ROUNDS, quiet:
         raced = race(files, arrays(split), target=target, rounds=rounds, report=show.step)
     scored = {role: graded(task, goal, one.answers, split) for role, one in raced.items()}
     drops = held_against(task, goal, split, scored[REFERENCE], scored[CHOSEN])
-    claims = [_arithmetic(evidence, task, goal, split), *_quality(evidence, hold(drops))]
+    claims = [
+        _arithmetic(evidence, task, goal, split),
+        *_order(evidence, task, goal, split),
+        *_quality(evidence, hold(drops)),
+    ]
     if BEST_FREE in raced:
         found = gain_over(
             raced[BEST_FREE], raced[CHOSEN], files=(files[BEST_FREE], files[CHOSEN]), minimise=goal.minimise
@@ -155,22 +159,61 @@ def _runnable(bundle: Bundle) -> tuple[dict[str, Exported], str]:
 
 def _arithmetic(evidence: Mapping[str, Any], task: Task, goal: Goal, split: Split) -> Claim:
     """Whether the recorded verdict follows from the recorded samples."""
-    scored = {role: _recorded(evidence, role, task) for role in (REFERENCE, CHOSEN)}
-    drops = held_against(task, goal, split, scored[REFERENCE], scored[CHOSEN])
-    blocks = {role: np.array(values) for role, values in evidence["latency_blocks"].items()}
-    told = cattrs.structure(evidence["verdict"]["gain"], Ratio)
-    again = gain(blocks[BEST_FREE], blocks[CHOSEN]) if goal.minimise == "latency_ms" else told
-    verdict = judge(drops, again, minimise=goal.minimise)
-    recorded = (evidence["verdict"]["word"], *(bound["word"] for bound in evidence["verdict"]["bounds"]))
-    found = (verdict.word, *(held.word for held in verdict.bounds))
-    close = [bound["drop"]["low"] for bound in evidence["verdict"]["bounds"]] + [told.low, told.high]
-    same = found == recorded and np.allclose([*(drop.low for drop in drops), again.low, again.high], close, atol=1e-9)
+    own = _recorded(evidence, CHOSEN, task), evidence["latency_blocks"][CHOSEN], evidence["verdict"]
+    verdict, same = _judged_again(evidence, task, goal, split, *own)
     return Claim(
         "the verdict follows from the recorded samples",
         evidence["verdict"]["word"],
         verdict.word if same else f"{verdict.word}, with other figures",
         "holds" if same else "does not hold",
     )
+
+
+def _judged_again(
+    evidence: Mapping[str, Any],
+    task: Task,
+    goal: Goal,
+    split: Split,
+    scores: Scores,
+    blocks: Sequence[float],
+    recorded: Mapping[str, Any],
+) -> tuple[Verdict, bool]:
+    """The verdict on recorded scores and times, and whether it is the recorded one, figures and all.
+
+    What a goal beside latency minimises was measured on the files, so its gain is taken as recorded.
+    """
+    drops = held_against(task, goal, split, _recorded(evidence, REFERENCE, task), scores)
+    told = cattrs.structure(recorded["gain"], Ratio)
+    best_free = np.array(evidence["latency_blocks"][BEST_FREE])
+    again = gain(best_free, np.array(blocks)) if goal.minimise == "latency_ms" else told
+    verdict = judge(drops, again, minimise=goal.minimise)
+    words_told = (recorded["word"], *(bound["word"] for bound in recorded["bounds"]))
+    found = (verdict.word, *(held.word for held in verdict.bounds))
+    close = [bound["drop"]["low"] for bound in recorded["bounds"]] + [told.low, told.high]
+    near = found == words_told and np.allclose([*(one.low for one in drops), again.low, again.high], close, atol=1e-9)
+    return verdict, bool(near)
+
+
+def _order(evidence: Mapping[str, Any], task: Task, goal: Goal, split: Split) -> list[Claim]:
+    """Whether what was shipped follows from the order of the finalists and what was recorded of each tested one."""
+    rows = evidence.get("finalists", ())
+    if len(rows) < 2:
+        return []
+    tested = [row for row in rows if row["verdict"]]
+    again = []
+    for row in tested:
+        scores = {name: np.array(values, dtype=np.float64) for name, values in row["outcomes"].items()}
+        own = scores, row["latency_blocks"], row["verdict"]
+        again.append(_judged_again(evidence, task, goal, split, *own))
+    shipped, num_tested = in_order([verdict for verdict, _ in again])
+    whole = num_tested == len(tested) and (len(tested) == len(rows) or again[-1][0].word != "PASS")
+    same = whole and all(near for _, near in again) and [row["shipped"] for row in tested].index(True) == shipped
+    told = next(row["candidate"] for row in rows if row["shipped"])
+    return [
+        Claim(
+            "the finalist that the rule ships", told, tested[shipped]["candidate"], "holds" if same else "does not hold"
+        )
+    ]
 
 
 def _recorded(evidence: Mapping[str, Any], role: str, task: Task) -> Scores:

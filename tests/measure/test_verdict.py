@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.measure.test_proportions import binary_drop, outcomes
-from trimtab.core import Drop, Metric, Ratio
+from trimtab.core import Drop, Metric, Ratio, Verdict
 from trimtab.measure.stats import held_by
-from trimtab.measure.verdict import chance_to_pass, hold, holm, judge, samples_to_decide
+from trimtab.measure.verdict import chance_to_pass, hold, holm, in_order, judge, samples_to_decide
 
 FASTER = Ratio(2.0, 1.9, 2.1, 12)
 
@@ -175,3 +177,49 @@ def slow_holm(p_values: list[float], alpha: float) -> list[bool]:
 @given(st.lists(st.floats(0, 0.1), min_size=1, max_size=6))
 def test_holm_is_closed_testing_with_bonferroni(p_values: list[float]) -> None:
     assert holm(p_values, alpha=0.05) == slow_holm(p_values, 0.05)
+
+
+WORSE = {"FAIL": -0.2, "INCONCLUSIVE": 0.0, "PASS": 0.2}
+
+
+def worded(word: str, gain: float) -> Verdict:
+    """A verdict with that word and gain."""
+    middle = WORSE[word]
+    drop = made([middle - 0.01, middle, middle + 0.01], 0.005)
+    found = judge((drop,), Ratio(gain, gain - 0.01, gain + 0.01, 12), minimise="latency_ms")
+    assert found.word == word
+    return found
+
+
+def test_finalists_are_tested_in_turn_until_one_does_not_pass() -> None:
+    for words, gains_in_turn in product(product(RANK, repeat=3), ((1.5, 2.0, 3.0), (2.0, 1.5, 3.0), (3.0, 2.0, 1.5))):
+        won, tested = [], 0
+        for place in range(3):
+            tested += 1
+            if words[place] != "PASS":
+                break
+            won.append(place)
+        verdicts = [worded(word, gain) for word, gain in zip(words, gains_in_turn, strict=True)]
+        best = sorted(won, key=lambda place: -gains_in_turn[place])[0] if won else 0
+        assert in_order(verdicts) == (best, tested)
+
+
+@functools.cache
+def lost_at_the_margin(wins: int, losses: int, num: int) -> Drop:
+    return binary_drop(wins, losses, num, 0.02)
+
+
+def test_three_finalists_at_the_margin_pass_wrongly_no_more_often_than_one() -> None:
+    rng, num, wrong = np.random.default_rng(0), 400, np.zeros(2)
+    tasks = 3000
+    for _ in range(tasks):
+        verdicts = []
+        for gain in (1.5, 2.0, 3.0):
+            wins, losses, _ = rng.multinomial(num, (0.03, 0.05, 0.92))
+            drop = lost_at_the_margin(int(wins), int(losses), num)
+            verdicts.append(judge((drop,), Ratio(gain, gain, gain, 8), minimise="latency_ms"))
+        shipped, _ = in_order(verdicts)
+        wrong += (verdicts[0].word == "PASS", verdicts[shipped].word == "PASS")
+    alone, together = wrong / tasks
+    assert together == alone
+    assert together <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / tasks)

@@ -259,6 +259,22 @@ def spoken() -> Evidence:
     return found
 
 
+def finalists() -> list[Evidence]:
+    """Three that were named, of which the second is shipped, as the third lost too much."""
+    verdicts = [
+        (10, "PASS", drop(0.8990, 4000, width=0.0036)),
+        (CHOSEN, "PASS", drop(0.8964, 4000, width=0.0036)),
+        (13, "FAIL", drop(0.8801, 4000, width=0.0041)),
+    ]
+    rows = []
+    for place, word, own in verdicts:
+        one = trial(place)
+        verdict = {"word": word, "reason": "", "drop": own, "gain": one["gain"], "more_samples": None}
+        rows.append({name: one[name] for name in ("id", "candidate", "select")} | {"gain_on_select": one["gain"]})
+        rows[-1] |= {"shipped": place == CHOSEN, "verdict": verdict}
+    return rows
+
+
 def evidence() -> Evidence:
     """Evidence of a run that passed."""
     final = drop(0.8964, 4000, width=0.0036)
@@ -292,6 +308,7 @@ def evidence() -> Evidence:
             row("chosen", CHOSEN, 0.8964) | {"metric_low": final["low"], "metric_high": final["high"]},
         ],
         "trials": [trial(place) for place in range(len(TRIALS))],
+        "finalists": finalists(),
         "steps": [
             {"step": "original", "metric": 0.8990, "latency_ms": 0.842, "size_bytes": 1.071e6, "seconds": 58.0},
             {"step": "prune .5", "metric": 0.8420, "latency_ms": 0.352, "size_bytes": 288_000.0, "seconds": 2.1},
@@ -342,6 +359,9 @@ def inconclusive() -> Evidence:
         "About 640 more verify samples would decide.",
     }
     found["rows"][2] |= {"word": "INCONCLUSIVE", "metric_low": -0.0131, "metric_high": 0.0079}
+    tested, untested = found["finalists"][1:]
+    tested["verdict"] |= {"word": "INCONCLUSIVE", "drop": low, "more_samples": 640}
+    found["finalists"] = [tested, untested | {"verdict": None}]
     return found
 
 
@@ -355,7 +375,10 @@ def failed() -> Evidence:
         "reason": "Not faster than the best free baseline: latency 0.83x [0.80, 0.87].",
     }
     found["rows"][2] |= {"word": "FAIL", "gain": ratio(0.83)}
-    bare = {key: [] for key in ("layers", "sensitivity", "staircase", "timeline")} | {"coverage": None, "profile": None}
+    bare = {key: [] for key in ("finalists", "layers", "sensitivity", "staircase", "timeline")} | {
+        "coverage": None,
+        "profile": None,
+    }
     return found | {"examples": [], "steps": [], "skipped": [], "latency_samples": {}, **bare}
 
 

@@ -272,3 +272,15 @@ def test_a_step_that_was_tried_by_itself_says_what_it_gained_alone() -> None:
     text = outline(page(sample.evidence())).text
     assert "latency 2.0×, size 3.0×" in text
     assert "Gains by themselves do not multiply" in text
+
+
+def test_finalists_are_shown_in_their_order_with_what_each_came_to() -> None:
+    text = outline(page(sample.evidence())).text
+    part = text[text.index("Finalists") :][:900]
+    places = [part.index(name) for name in ("prune .3 + distill + int8", "prune .5 + distill + int8", "prune .7 +")]
+    assert places == sorted(places)
+    assert [part.count(word) for word in ("PASS", "FAIL", "shipped")] == [2, 1, 2]
+    later = outline(page(sample.inconclusive())).text
+    assert "640 more samples would decide" in later
+    assert "not tested" in later
+    assert "Finalists" not in outline(page(sample.failed())).text, "one alone is no order"

@@ -163,3 +163,13 @@ def test_time_left_follows_the_pace() -> None:
     assert seconds_left(100, 0, 0) == 100
     assert seconds_left(100, 50, 100) > seconds_left(100, 50, 50) == 50
     assert seconds_left(100, 100, 300) == 0
+
+
+def test_summary_names_the_finalists_in_their_order() -> None:
+    text = " ".join(printed(sample.evidence()).split())
+    assert (
+        "Finalists, named before verify was opened: prune .3 + distill + int8 (openvino int8) PASS 2.1×; "
+        "prune .5 + distill + int8 (openvino int8) PASS 2.9× (shipped); prune .7 + distill + int8 (openvino int8) FAIL"
+    ) in text
+    assert "not tested" in printed(sample.inconclusive())
+    assert "Finalists" not in printed(sample.failed())

@@ -7,7 +7,7 @@ from dataclasses import replace
 from trimtab.compress.distill import Distill
 from trimtab.compress.recipes import default_recipes
 from trimtab.core import Drop, Goal, Measurement, Ratio, Recipe, Target, Trial
-from trimtab.search.space import best_free, candidates, choose, unrecovered, worth_trying
+from trimtab.search.space import best_free, candidates, choose, finalists, unrecovered, worth_trying
 
 
 def trial(ident: str, ms: float, *, diff: float = 0.0, gain: float | None = None, runtime: str = "eager") -> Trial:
@@ -87,3 +87,33 @@ def test_the_more_recipes_compete_the_surer_one_must_be() -> None:
     chances = {"0": 0.97, "1": 0.5, "2": 0.5, "3": 0.5, "4": 0.9}
     assert choose(trials, lambda t: chances[t.id]).id == "0", "0.9 is not enough for the best of five"
     assert choose([trials[0], trials[4]], lambda t: chances[t.id]).id == "4"
+
+
+def named(chances: dict[str, tuple[float, float]], *, most: int = 3) -> list[str]:
+    """The finalists of trials with these gains and chances."""
+    trials = [trial(name, 1.0, gain=gain) for name, (gain, _) in chances.items()]
+    return [one.id for one in finalists(trials, lambda t: chances[t.id][1], most=most)]
+
+
+def test_bolder_finalists_follow_the_choice_as_long_as_they_may_pass() -> None:
+    assert named({"safe": (1.5, 0.99), "bold": (3.0, 0.7)}) == ["safe", "bold"]
+    assert named({"safe": (1.5, 0.99), "bold": (3.0, 0.7)}, most=1) == ["safe"]
+    assert named({"safe": (1.5, 0.99), "hopeless": (3.0, 0.05)}) == ["safe"]
+    assert named({"safe": (1.5, 0.99), "hardly more": (1.55, 0.7)}) == ["safe"], "two races differ by as much"
+    assert named({"safe": (1.5, 0.99), "worse": (1.2, 0.7)}) == ["safe"]
+    assert named({"safe": (1.5, 0.99), "beaten": (2.0, 0.3), "bold": (3.0, 0.7)}) == ["safe", "bold"]
+    assert named({"unlikely": (1.5, 0.3), "less likely": (3.0, 0.2)}) == ["unlikely", "less likely"]
+
+
+def test_a_finalist_between_is_worth_its_risk_or_left_out() -> None:
+    # with "between": .6 ln 2 + .6 * .55 ln 2 = .64; without: .55 ln 4 = .76
+    assert named({"safe": (1.5, 0.99), "between": (3.0, 0.6), "bold": (6.0, 0.55)}) == ["safe", "bold"]
+    # with: .75 ln 2 + .75 * .3 ln 2 = .68; without: .3 ln 4 = .42
+    found = named({"safe": (1.5, 0.99), "between": (3.0, 0.75), "bold": (6.0, 0.3), "slow": (1.4, 1.0)})
+    assert found == ["safe", "between", "bold"]
+
+
+def test_what_does_not_gain_for_sure_is_no_further_finalist() -> None:
+    noisy = replace(trial("noisy", 1.0), gain=Ratio(3.0, 0.8, 5.0, 8), free=False)
+    assert [one.id for one in finalists([trial("safe", 1.0, gain=1.5), noisy], lambda t: 0.9)] == ["safe"]
+    assert [one.id for one in finalists([noisy], lambda t: 0.9)] == ["noisy"]

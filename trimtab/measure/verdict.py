@@ -145,6 +145,24 @@ def judge(drops: Sequence[Drop], gain: Ratio, *, minimise: Quantity) -> Verdict:
     return Verdict(word=word, reason=reason, drop=drops[0], gain=gain, more_samples=more, bounds=bounds)
 
 
+def in_order(verdicts: Sequence[Verdict]) -> tuple[int, int]:
+    """Which of the candidates that were named in an order is shipped, and how many of them were tested.
+
+    The next is tested only if all before it passed, each at the full level: a false PASS among them takes one on the
+    first whose quality or gain does not hold in truth, so all together err no more often than one alone (fixed-sequence
+    test; Maurer, Hothorn and Lehmacher 1995; Westfall and Krishen 2001). Of those that passed, the one that gains most
+    is shipped; the first of all if it did not pass.
+
+    Args:
+        verdicts: at least one, in the order that was named before any sample was seen.
+    """
+    passed = 0
+    while passed < len(verdicts) and verdicts[passed].word == "PASS":
+        passed += 1
+    shipped = max(range(passed), key=lambda place: verdicts[place].gain.value, default=0)
+    return shipped, min(passed + 1, len(verdicts))
+
+
 def _more(bounds: Sequence[Held]) -> int | None:
     """How many samples would decide all that is open; None if one of them no number would."""
     needed = [held.more_samples for held in bounds if held.word == "INCONCLUSIVE"]

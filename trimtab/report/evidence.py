@@ -19,6 +19,7 @@ from trimtab.report.shown import examples
 
 FORMAT = 1
 REFERENCE, BEST_FREE, CHOSEN = "reference", "best_free", "chosen"
+FINALIST = "finalist"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Contender:
 class Story:
     """How the run came to its choice. recipe: method and settings of each step; data: the hash of the task's data.
 
-    attribution: more parts of the evidence: `layers`, `coverage`, `sensitivity`, `staircase`, `timeline`, `profile`.
+    attribution: more parts of the evidence: `finalists`, `layers`, `coverage`, `sensitivity`, `staircase`, `timeline`,
+    `profile`.
     """
 
     task: Task
@@ -161,6 +163,27 @@ def _bounds(story: Story, chosen: str, verdict: Verdict) -> list[dict[str, Any]]
         }
         for held in verdict.bounds
     ]
+
+
+def in_turn(
+    trials: Sequence[Trial],
+    contenders: Sequence[Contender],
+    verdicts: Sequence[Verdict],
+    *,
+    shipped: int,
+    num_tested: int,
+) -> list[dict[str, Any]]:
+    """The finalists in the order in which they were tested; of those that were, what their verdicts follow from."""
+    rows = []
+    for place, (trial, contender, verdict) in enumerate(zip(trials, contenders, verdicts, strict=True)):
+        row: dict[str, Any] = {"id": trial.id, "candidate": trial.candidate, "shipped": place == shipped}
+        row |= {"select": cattrs.unstructure(trial.select), "gain_on_select": cattrs.unstructure(trial.gain)}
+        row["verdict"] = cattrs.unstructure(verdict) if place < num_tested else None
+        if row["verdict"]:
+            row["outcomes"] = {name: scores.tolist() for name, scores in contender.scores.items()}
+            row["latency_blocks"] = list(contender.timing.block_medians)
+        rows.append(row)
+    return rows
 
 
 def _row(contender: Contender, metric: Metric, verdict: Verdict) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from trimtab.report import words
 from trimtab.report.examples import examples
 from trimtab.report.figures import coverage_map, layers, sensitivity, serving, staircase, timeline, waterfall
 from trimtab.report.figures import plot_data as more_plot_data
-from trimtab.report.parts import Evidence, badge, section, small, table
+from trimtab.report.finalists import finalists
+from trimtab.report.parts import Evidence, badge, changed, section, small, table
 from trimtab.report.usage import usage
 
 SERVING = {
@@ -66,6 +67,7 @@ def body(evidence: Evidence) -> str:
         _verdict,
         _rows,
         _bounds,
+        finalists,
         _tradeoff,
         _steps,
         waterfall,
@@ -192,8 +194,9 @@ def _bounds(evidence: Evidence) -> str:
         "What had to stay true",
         table(("", "allowed", "on select", "on verify", "verdict"), rows, caption="What had to stay true"),
         f"Changes against the model as it came, with their one-sided {confidence:g} % bounds. On select the chosen one "
-        f"is the best of {tried} recipes, which flatters it; verify was opened once, for it alone, so that its figures "
-        "need no correction for that. PASS needs every bound; that one of several is lost is said by Holm's procedure.",
+        f"is the best of {tried} recipes, which flatters it; verify was opened once, for what had been named before, "
+        "so that its figures need no correction for that. PASS needs every bound; that one of several is lost is said "
+        "by Holm's procedure.",
     )
 
 
@@ -203,15 +206,10 @@ def _bound(bound: Evidence) -> list[str]:
     return [
         escape(bound["what"]) + small(f"{verify['n']:,} verify samples"),
         escape(words.change(-verify["margin"], percent=percent)),
-        _changed(bound["select"], percent=percent) if bound["select"] else "",
-        _changed(verify, percent=percent),
+        changed(bound["select"], percent=percent) if bound["select"] else "",
+        changed(verify, percent=percent),
         badge(bound["word"]) + (small(more) if more else ""),
     ]
-
-
-def _changed(drop: Evidence, *, percent: bool) -> str:
-    span = words.interval(drop["low"], drop["high"], percent=percent)
-    return escape(words.change(drop["diff"], percent=percent)) + small(span)
 
 
 def _tradeoff(evidence: Evidence) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from trimtab.report import words
+
 Evidence = Mapping[str, Any]
 
 
@@ -58,6 +60,12 @@ def badge(word: str) -> str:
 def small(text: str) -> str:
     """A second, smaller line in a cell."""
     return f"<small>{escape(text)}</small>"
+
+
+def changed(drop: Mapping[str, Any], *, percent: bool) -> str:
+    """A metric's difference as a cell, with its interval below."""
+    span = words.interval(drop["low"], drop["high"], percent=percent)
+    return escape(words.change(drop["diff"], percent=percent)) + small(span)
 
 
 def figure(name: str, label: str, *, css: str = "", caption: str = "") -> str:

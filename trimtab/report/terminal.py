@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trimtab.report import words
+from trimtab.report.finalists import told
 from trimtab.report.usage import usage
 
 SEARCH = "search"
@@ -184,6 +185,8 @@ def summary(evidence: Mapping[str, Any], *, console: Console) -> None:
     console.print(Text.assemble((verdict["word"], STYLE[verdict["word"]]), "  ", words.sentence(evidence)))
     for word, text in words.further_bounds(evidence):
         console.print(Text.assemble(("  ", ""), (word, STYLE[word]), "  ", text))
+    if several := told(evidence):
+        console.print(Text(several))
     if verdict["word"] != "PASS":
         console.print(Text(verdict["reason"]))
         if after := evidence.get("search", {}).get("next"):

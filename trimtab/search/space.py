@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations, pairwise
 from typing import get_args
 
 from trimtab.core import Candidate, Goal, Precision, Recipe, Skip, Target, Trial
 
 RISK = 0.2
+# How many are put before the verdict; the least chance of those after the first, and what each must gain over the one
+# before it, which is beyond what two races differ by.
+FINALISTS, LEAST_CHANCE, STEP_UP = 3, 0.1, 1.05
 # From this chance on, training to recover quality is not worth its time.
 SURE = 0.95
 LEARNING = ("distill", "fine-tune")
@@ -128,3 +133,40 @@ def choose(trials: list[Trial], chance: Callable[[Trial], float]) -> Trial:
     enough = 1 - RISK / len({trial.recipe for trial in better})
     likely = [trial for trial in better if chance(trial) >= enough]
     return max(likely, key=gained) if likely else max(better, key=chance)
+
+
+def finalists(trials: list[Trial], chance: Callable[[Trial], float], *, most: int = FINALISTS) -> list[Trial]:
+    """What is put before the verdict, in the order in which it is tested: the choice, then bolder ones.
+
+    Each is tested only if all before it passed, which costs the first nothing (`measure.verdict.in_order`). After it
+    come those that gain more for less chance: of all such sequences the one with the largest logarithm of the gain to
+    be expected, as if they passed or not independently of each other.
+
+    Args:
+        trials: at least one, measured on `select`.
+        chance: how likely a trial's quality is to be proven on `verify`, 0 ... 1.
+        most: how many at most.
+    """
+    first = choose(trials, chance)
+    bolder: list[Trial] = []
+    for trial in sorted(trials, key=gained, reverse=True):
+        sure = trial.gain is not None and trial.gain.low > 1 and gained(trial) > gained(first)
+        if sure and chance(trial) > max([LEAST_CHANCE, *(chance(one) for one in bolder)]):
+            bolder.append(trial)
+    sequences = [
+        (first, *after)
+        for num in range(most)
+        for after in combinations(reversed(bolder), num)
+        if all(gained(more) >= STEP_UP * gained(less) for less, more in pairwise((first, *after)))
+    ]
+    best = max(sequences, key=lambda sequence: _expected(sequence, chance))
+    return list(best)
+
+
+def _expected(sequence: Sequence[Trial], chance: Callable[[Trial], float]) -> float:
+    """The logarithm of the gain to be expected beyond the first one's, given that the first passes."""
+    total, reached = 0.0, 1.0
+    for less, more in pairwise(sequence):
+        reached *= chance(more)
+        total += reached * (math.log(gained(more)) - math.log(gained(less)))
+    return total
