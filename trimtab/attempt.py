@@ -43,6 +43,7 @@ from trimtab.report.terminal import Progress
 from trimtab.runtimes import RUNTIMES, supported
 from trimtab.runtimes.coverage import coverage, fallbacks
 from trimtab.runtimes.evaluate import Exported, export_checked
+from trimtab.runtimes.formats import FORMATS
 from trimtab.runtimes.trial import Bench, arrays, try_free, try_one
 from trimtab.search.space import FREE_PRECISIONS, SURE, best_free, candidates, eligible, unrecovered, worth_trying
 from trimtab.search.study import Study
@@ -288,6 +289,22 @@ def worthwhile(
         return precisions, left_out
     told = tuple(skip for skip in left_out if skip.what.split()[-1] == only[0])
     return ({only[0]: only[1]} if only[0] in precisions else {}), told
+
+
+def serving(job: Job, free: Sequence[Trial]) -> dict[str, tuple[str, ...]]:
+    """Precision -> the allowed runtimes that serve in it here, in which the model runs."""
+    there = {(trial.runtime, trial.precision) for trial in eligible(free, job.target)}
+    runtimes = {name for name, _ in there}
+    able: dict[str, tuple[str, ...]] = {
+        precision: tuple(
+            name
+            for name in names
+            if ((name, precision) in there if precision in FREE_PRECISIONS else name in runtimes)
+            and supported(name, precision) is None
+        )
+        for precision, names in FORMATS.items()
+    }
+    return {precision: names for precision, names in able.items() if names}
 
 
 def _needless(job: Job, recipe: Recipe) -> Skip | None:

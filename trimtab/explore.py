@@ -13,22 +13,33 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from trimtab.attempt import HOPELESS, Job, Tried, attempt, built_graph, failed, screened, worthwhile
+from trimtab.attempt import HOPELESS, Job, Tried, attempt, built_graph, failed, screened, serving, worthwhile
 from trimtab.compress.build import Built, key
 from trimtab.compress.distill import Distill
-from trimtab.compress.recipes import FLOATS, LR, NONE, SHORT, Space, default_picks, default_recipes, recipe_of, space_of
+from trimtab.compress.recipes import (
+    FLOATS,
+    LR,
+    NONE,
+    SHORT,
+    Known,
+    Space,
+    default_picks,
+    default_recipes,
+    recipe_of,
+    settled,
+    space_of,
+)
 from trimtab.core import Method, Recipe, Search, Skip, Trial
 from trimtab.errors import GoalError, MetricError, PlanError, RunError
 from trimtab.forecast import Forecast, Served, served_in_floats, staircase_file
+from trimtab.measure.verdict import chance_of_all
 from trimtab.report.words import metric
-from trimtab.runtimes import supported
-from trimtab.runtimes.formats import FORMATS
 from trimtab.runtimes.trial import Bench
 from trimtab.search.clock import Clock
 from trimtab.search.ending import lost
 from trimtab.search.halving import promoted
 from trimtab.search.sampler import BESIDE, Proposal, Result, Sampler, all_picks, local, missing, shown
-from trimtab.search.space import FREE_PRECISIONS, LEARNING, best_free, choose, cost, eligible, gained, unrecovered
+from trimtab.search.space import FREE_PRECISIONS, LEARNING, best_free, choose, cost, gained, unrecovered
 
 # What numbers of fewer bits may gain at most, where nothing was measured yet: a guess that only ranks.
 BITS_GAIN = 2.0
@@ -120,7 +131,7 @@ def explore(
     """
     own = Exploration(job, bench, original, free, Clock(job.held.folder, job.goal.minutes)).watched()
     if asked.search.storage is None:
-        _listed(own, listed[: asked.search.trials])
+        _listed(own, listed[: asked.search.trials], settle=asked.samples)
     if asked.samples and (asked.search.storage or job.held.has("worker") or _time_left(own, asked)):
         if why := missing():
             own.ended["search"] = Tried(Recipe(), skipped=(Skip("a search beyond the first recipes", why),))
@@ -140,18 +151,39 @@ class Asked:
     samples: bool
 
 
+def _settled(under_way: Exploration, recipe: Recipe) -> Skip | None:
+    """Why one of the first recipes is left out, by what those before it showed; None if it is to be tried."""
+    known: list[Known] = []
+    for picks in default_picks():
+        if (one := recipe_of(picks)) == recipe:
+            why = settled(picks, known)
+            return Skip(recipe.name, why) if why else None
+        tried = under_way.ended.get(key(one))
+        if tried and tried.screen:
+            chance = chance_of_all(tried.screen, num_verify=len(under_way.job.task.verify))
+            known.append(Known(picks, chance, any(trial.gain and trial.gain.low > 1 for trial in tried.trials)))
+    return None
+
+
 def _time_left(under_way: Exploration, asked: Asked) -> bool:
     trials = asked.search.trials
-    left = under_way.job.goal.minutes is not None if trials is None else trials > len(under_way.ended)
+    tried = sum(bool(one.screen) for one in under_way.ended.values())
+    left = under_way.job.goal.minutes is not None if trials is None else trials > tried
     return left and not under_way.job.held.has("choice") and under_way.clock.room()
 
 
-def _listed(under_way: Exploration, recipes: Sequence[Recipe]) -> None:
-    """One recipe after the other, until all are tried or the budget is spent."""
+def _listed(under_way: Exploration, recipes: Sequence[Recipe], *, settle: bool) -> None:
+    """One recipe after the other, until all are tried or the budget is spent.
+
+    settle: leave out what others of them make needless.
+    """
     job = under_way.job
     for place, recipe in enumerate(recipes):
         before = job.held.has(f"screens/{key(recipe)}")  # what a killed run had ended costs nothing
         late = Skip(recipe.name, under_way.late())
+        if settle and (needless := _settled(under_way, recipe)):
+            under_way.ended[key(recipe)] = Tried(recipe, skipped=(needless,))
+            continue
         if not before and (not under_way.clock.room() or job.held.has("choice")) and job.goal.minutes is not None:
             under_way.ended[key(recipe)] = Tried(recipe, skipped=(late,))
             continue
@@ -310,6 +342,9 @@ def _result(own: Sampling, proposal: Proposal) -> Result:
         return _of_original(own, served, notes)
     first = _first(recipe)
     only = None if first else served
+    if first and (needless := _settled(under_way, recipe)):
+        under_way.ended[named(recipe)] = Tried(recipe, skipped=(needless,))
+        return Result(None, notes | {"foreseen": True, "why": needless.why})
     tried, why = None, None
     try:
         if not first and (foreseen := _refused(own, recipe, served) or _slower(own, proposal)) is not None:
@@ -428,22 +463,6 @@ def cheaper_first(recipe: Recipe) -> tuple[Recipe, ...]:
     short = Distill(epochs=int(SHORT), lr=LR)
     same = recipe.methods[learning] == short
     return (Recipe(cut), *(() if same else (Recipe((*cut, short)),)))
-
-
-def serving(job: Job, free: Sequence[Trial]) -> dict[str, tuple[str, ...]]:
-    """Precision -> the allowed runtimes that serve in it here, in which the model runs."""
-    there = {(trial.runtime, trial.precision) for trial in eligible(free, job.target)}
-    runtimes = {name for name, _ in there}
-    able: dict[str, tuple[str, ...]] = {
-        precision: tuple(
-            name
-            for name in names
-            if ((name, precision) in there if precision in FREE_PRECISIONS else name in runtimes)
-            and supported(name, precision) is None
-        )
-        for precision, names in FORMATS.items()
-    }
-    return {precision: names for precision, names in able.items() if names}
 
 
 def _tell_space(job: Job, space: Space, url: str) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from searched.cells import Cells, Ground
-from trimtab.attempt import Job, attempt, screened
+from trimtab.attempt import Job, attempt, screened, serving
 from trimtab.compress.recipes import FLOATS, NONE, STRUCTURE, Space, default_recipes, recipe_of, space_of
 from trimtab.core import Search
 from trimtab.errors import MetricError, PlanError
-from trimtab.explore import Asked, explore, serving
+from trimtab.explore import Asked, explore
 from trimtab.search.ending import lost
 from trimtab.search.sampler import all_picks
 

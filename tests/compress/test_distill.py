@@ -204,8 +204,10 @@ def test_embeddings_are_learned_by_outputs_and_relations():
             sum(float(one.loss(predict(model, x[100:]), y[100:])) for one in objectives) for model in (student, result)
         ]
         assert losses[1] < 0.7 * losses[0]
+    assert Distill().plan(student, task).objectives == (Outputs(),), "what suits the task is the default"
+    assert Distill().plan(toy_net(), toy_task()).objectives == (Logits(),)
     with pytest.raises(PlanError, match=r"the task's targets are real numbers. Use Outputs\(\) or FineTune"):
-        Distill().plan(student, task)
+        Distill(objectives=(Logits(),)).plan(student, task)
 
 
 def test_labels_are_heard_only_if_they_are_asked_for():

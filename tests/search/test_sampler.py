@@ -183,9 +183,15 @@ def test_picks_are_filled_up_or_refused() -> None:
     assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"
 
 
-def test_tables_that_another_process_makes_at_the_same_moment_are_waited_for(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("IntegrityError", "duplicate key value"), ("OperationalError", "table trial_system_attributes already exists")],
+)
+def test_tables_that_another_process_makes_at_the_same_moment_are_waited_for(
+    tmp_path: Path, monkeypatch, kind: str, told: str
+) -> None:
     import optuna
-    from sqlalchemy.exc import IntegrityError
+    import sqlalchemy.exc
 
     made = []
 
@@ -193,7 +199,7 @@ def test_tables_that_another_process_makes_at_the_same_moment_are_waited_for(tmp
         def __init__(self, url, **settings) -> None:
             made.append(url)
             if len(made) < 3:
-                raise IntegrityError("CREATE TABLE", {}, Exception("duplicate key value"))
+                raise getattr(sqlalchemy.exc, kind)("CREATE TABLE", {}, Exception(told))
             super().__init__(url, **settings)
 
     monkeypatch.setattr(optuna.storages, "RDBStorage", Racing)

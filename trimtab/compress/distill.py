@@ -69,7 +69,8 @@ class Distill:
     Args:
         epochs: over `task.train`.
         lr: the highest learning rate; batch size and the rest are those of the task's `fit`.
-        objectives: what is learned, each with its weight in the sum.
+        objectives: what is learned, each with its weight in the sum; default: the teacher's soft answers (`Logits()`),
+            or its outputs (`Outputs()`) where the task's targets are real numbers.
         teacher: a module or graph; default: the original, `tools.original`. Where an objective reads a teacher at
             positions, it is captured first.
         keep_norms: BatchNorm normalizes by its running statistics and leaves them as they are. For inputs of another
@@ -83,15 +84,16 @@ class Distill:
 
     epochs: int = 4
     lr: float = 2e-3
-    objectives: tuple[Objective, ...] = (Logits(),)
+    objectives: tuple[Objective, ...] | None = None
     teacher: nn.Module | None = None
     keep_norms: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.lr <= 0:
             raise PlanError(f"Distill needs epochs >= 1 and lr > 0; got epochs={self.epochs}, lr={self.lr:g}.")
-        known = isinstance(self.objectives, tuple) and all(isinstance(one, Objective) for one in self.objectives)
-        if not known or all(isinstance(one, Labels) for one in self.objectives):
+        given = (Logits(),) if self.objectives is None else self.objectives
+        known = isinstance(given, tuple) and all(isinstance(one, Objective) for one in given)
+        if not known or all(isinstance(one, Labels) for one in given):
             raise PlanError(
                 "Distill needs a tuple of objectives, one of them or more about a teacher, e.g. (Logits(), Labels(0.5))"
                 f"; got {self.objectives!r}. What learns from labels alone is FineTune."
@@ -117,9 +119,10 @@ class Distill:
         # `lr` is one for AdamW, whatever the model was trained with.
         changed = {"epochs": self.epochs, "lr": self.lr, "optimizer": "adamw", "schedule": None}
         settings = dataclasses.replace(task.fit or Fit(), **changed)  # type: ignore[arg-type]
-        plan = DistillPlan(settings, self.objectives, num_steps(task, settings), keep_norms=self.keep_norms)
+        objectives = self.objectives or answers(task)
+        plan = DistillPlan(settings, objectives, num_steps(task, settings), keep_norms=self.keep_norms)
         # The original is not known yet; a graph is at least compared with itself.
-        lesson_of(graph, self._teacher(graph, task), plan, task)
+        lesson_of(graph, self._teacher(graph, plan, task), plan, task)
         return plan
 
     def apply(self, graph: GraphModule, plan: DistillPlan, tools: Tools) -> GraphModule:
@@ -136,16 +139,21 @@ class Distill:
             )
         normed = kept_norms(graph) if plan.keep_norms and isinstance(graph, GraphModule) else graph
         student = keeping_zeros(normed)
-        trained = taught(student, self._teacher(tools.original, tools.task), plan, tools)
+        trained = taught(student, self._teacher(tools.original, plan, tools.task), plan, tools)
         return take_weights_(copy.deepcopy(graph), trained.state_dict())
 
-    def _teacher(self, original: nn.Module | None, task: Task) -> nn.Module:
+    def _teacher(self, original: nn.Module | None, plan: DistillPlan, task: Task) -> nn.Module:
         if self.teacher is None:
             assert original is not None
             return original
-        if any(isinstance(one, Logits | Outputs) for one in self.objectives):
+        if any(isinstance(one, Logits | Outputs) for one in plan.objectives):
             check_model(self.teacher, task)
         return self.teacher
+
+
+def answers(task: Task, temperature: float = Logits.temperature) -> tuple[Objective, ...]:
+    """What a teacher's answers are learned by: as probabilities of classes, or as they are where targets are real."""
+    return (Outputs(),) if task.train.targets.is_floating_point() else (Logits(temperature),)
 
 
 class Heard(nn.Module):

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from trimtab.compress.distill import DistillPlan, taught
+from trimtab.compress.distill import DistillPlan, answers, taught
 from trimtab.compress.emit import bias_name
-from trimtab.compress.objectives import Logits
 from trimtab.compress.points import SAME_SCALE, rounded_readers
 from trimtab.compress.quantize import Quantize, QuantizePlan
 from trimtab.compress.scales import WeightScale, top
@@ -188,7 +187,7 @@ def train_rounded(graph: GraphModule, plan: QATPlan, tools: Tools) -> GraphModul
     Quantize().apply(graph, plan.start, tools)  # refuses a plan for another graph, before any training
     rounded = fake_quantized(graph, plan.start)
     if plan.learn_from == "original" and tools.original is not None:
-        lesson = DistillPlan(plan.settings, (Logits(TEMPERATURE),), plan.steps)
+        lesson = DistillPlan(plan.settings, answers(tools.task, TEMPERATURE), plan.steps)
         return taught(rounded, tools.original, lesson, tools, who="QAT", instead='QAT(learn_from="labels")')  # type: ignore[return-value]
     checkpoint = Path(tools.folder) / "qat.safetensors" if tools.folder else None
     return fit(rounded, tools.task, plan.settings, report=tools.report, checkpoint=checkpoint)

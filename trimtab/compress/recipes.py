@@ -5,7 +5,7 @@ A slot is one decision; some are asked only after others (`Slot.when`). `recipe_
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -26,12 +26,13 @@ from trimtab.core import Method, Recipe, Skip, Slot
 from trimtab.graph.cost import macs_of_nodes
 from trimtab.graph.dims import groups
 
-RATIOS = (0.25, 0.5)
 NONE = "-"
 CUTS = (NONE, "0.125", "0.25", "0.375", "0.5", "0.625", "0.75")
 RANKS = (NONE, "0.7", "0.5", "0.35")
 BLOCKS = (NONE, "1", "2")
 EPOCHS = (NONE, "1", "2", "4")
+# The chances to pass from which on something bolder is worth a look, and something gentler is not.
+LIKELY, SURE = 0.5, 0.95
 LR = 1e-3  # short and gentle: after the cut the layers fit already
 SHORT = "1"
 FLOATS = "floats"
@@ -97,10 +98,11 @@ def _briefly(options: tuple[str, ...]) -> str:
 
 
 def default_recipes() -> tuple[Recipe, ...]:
-    """The recipes that are tried first, cheap ones first; each int8 recipe directly after the same without int8.
+    """The recipes that come first, those without training before those with, gentle cuts before bold ones.
 
     Channels go by "obs", which re-solves the layers that read them (docs/benchmarks/prune_quality.md), from where the
-    outputs move least: that spares residual streams; on plain chains of layers it hardly matters.
+    outputs move least: that spares residual streams; on plain chains of layers it hardly matters. The boldest cut is
+    even, as it leaves the fewest narrow layers. Most of them are left out by what others showed (`settled`).
     """
     return tuple(recipe_of(picks) for picks in default_picks())
 
@@ -118,12 +120,49 @@ def recipes_to_try(asked: tuple[Recipe, ...] | None) -> tuple[Recipe, ...]:
 
 def default_picks() -> tuple[dict[str, str], ...]:
     """The same as picks of the space."""
-    stems: list[dict[str, str]] = [{}]
-    for epochs, ratio in product((NONE, "2"), RATIOS):
-        stems.append({"channels cut": f"{ratio:g}", "allocation": "measured", "epochs of recovery": epochs})
-    return tuple(
-        stem | {"numbers": numbers} for stem in stems for numbers in (FLOATS, "int8") if stem or numbers != FLOATS
-    )
+    cuts = (("0.25", "measured"), ("0.5", "measured"), ("0.75", "uniform"))
+    stems = [
+        {"channels cut": ratio, "allocation": allocation, "epochs of recovery": epochs, "numbers": numbers}
+        for epochs, numbers, (ratio, allocation) in product((NONE, "2"), ("int8", FLOATS), cuts)
+    ]
+    return ({"numbers": "int8"}, *stems)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a recipe that was tried: its chance to pass, and whether it gains for sure."""
+
+    picks: Mapping[str, str]
+    chance: float
+    gains: bool
+
+
+def settled(picks: Mapping[str, str], known: Sequence[Known]) -> str | None:
+    """Why one of the first recipes is left out by what others of them showed; None if it is to be tried.
+
+    Either one that takes no less away keeps the quality for sure, and gains (integers stand for floats where they
+    alone gain, too); or one that takes no more away, and trains no less, is not likely to keep it.
+    """
+    integers_gain = any(one.gains for one in known if set(one.picks) == {"numbers"})
+    for other in known:
+        name = recipe_of(other.picks).name
+        comparable = integers_gain or other.picks["numbers"] == picks["numbers"]
+        if comparable and other.gains and other.chance >= SURE and _no_less_taken(other.picks, picks):
+            return f"{name} takes no less away, gains, and keeps the quality with a chance of {other.chance:.2f}"
+        if other.chance < LIKELY and _no_less_taken(picks, other.picks) and _trained(other.picks) >= _trained(picks):
+            return f"{name} takes no more away, and keeps the quality with a chance of {other.chance:.2f} only"
+    return None
+
+
+def _no_less_taken(more: Mapping[str, str], less: Mapping[str, str]) -> bool:
+    """Whether the first takes as much away as the second, or more, both in channels and in bits."""
+    cuts = [CUTS.index(picks.get("channels cut", NONE)) for picks in (more, less)]
+    fewer_bits = [picks["numbers"] != FLOATS for picks in (more, less)]
+    return cuts[0] >= cuts[1] and fewer_bits[0] >= fewer_bits[1]
+
+
+def _trained(picks: Mapping[str, str]) -> int:
+    return EPOCHS.index(picks.get("epochs of recovery", NONE))
 
 
 def space_of(graph: GraphModule, serving: Mapping[str, tuple[str, ...]]) -> Space:

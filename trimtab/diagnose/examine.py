@@ -58,7 +58,7 @@ class Intake:
 
 @dataclass(frozen=True)
 class Needs:
-    """What trying the default recipes would take: seconds in all, of which training; and memory while training."""
+    """What trying all default recipes would take: seconds in all, of which training; and memory while training."""
 
     seconds: float
     training_s: float

@@ -39,8 +39,8 @@ def examined(found: Examination, *, console: Console) -> None:
     if found.needs:
         console.print(
             Text(
-                f"a search over the default recipes takes about {words.duration(found.needs.seconds)}, of which "
-                f"training {words.duration(found.needs.training_s)}, and "
+                f"a search over the default recipes takes at most about {words.duration(found.needs.seconds)}, "
+                f"of which training {words.duration(found.needs.training_s)}, and "
                 f"{words.size(found.needs.memory_bytes)} of memory while it trains"
             ),
             soft_wrap=True,

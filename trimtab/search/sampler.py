@@ -318,14 +318,18 @@ def _opened(url: str) -> tuple[Any, bool]:
 
 
 def _storage(url: str, options: dict[str, Any]) -> Any:
-    """The storage, with its tables; two processes that make them at the same moment hinder each other (PostgreSQL)."""
+    """The storage, with its tables; two processes that make them at the same moment hinder each other."""
     import optuna
     import sqlalchemy.exc
 
     for _ in range(TABLES_TRIES):
         try:
             return optuna.storages.RDBStorage(url, engine_kwargs=options)
-        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):  # PostgreSQL
+            time.sleep(1)
+        except sqlalchemy.exc.OperationalError as error:  # SQLite; what is not there stays away, too
+            if "already exists" not in str(error):
+                raise
             time.sleep(1)
     return optuna.storages.RDBStorage(url, engine_kwargs=options)
 
