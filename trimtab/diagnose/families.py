@@ -26,7 +26,7 @@ from trimtab.graph.fold import fold_weights
 from trimtab.runtimes import RUNTIMES, supported
 from trimtab.runtimes.formats import FORMATS
 
-RATIOS = (0.25, 0.5)
+RATIOS = (0.25, 0.75)
 RANKS = (0.5, 0.25)
 # What integer arithmetic may gain where multiplications bound: four times with dot products of bytes, else two.
 BYTE_PRODUCTS = ("avx_vnni", "avx512_vnni", "amx_int8", "i8mm", "asimddp")
