@@ -37,7 +37,7 @@ from trimtab.graph.save import load_graph, save_graph
 from trimtab.measure.machine import same_machine, stamp
 from trimtab.measure.provable import unprovable
 from trimtab.measure.quality import Scores, graded, held_against, value
-from trimtab.measure.verdict import chance_of_all
+from trimtab.measure.verdict import SURE, chance_of_all
 from trimtab.report.evidence import described
 from trimtab.report.terminal import Progress
 from trimtab.runtimes import RUNTIMES, supported
@@ -45,7 +45,7 @@ from trimtab.runtimes.coverage import coverage, fallbacks
 from trimtab.runtimes.evaluate import Exported, export_checked
 from trimtab.runtimes.formats import FORMATS
 from trimtab.runtimes.trial import Bench, arrays, try_free, try_one
-from trimtab.search.space import FREE_PRECISIONS, SURE, best_free, candidates, eligible, unrecovered, worth_trying
+from trimtab.search.space import FREE_PRECISIONS, best_free, candidates, eligible, unrecovered, worth_trying
 from trimtab.search.study import Study
 from trimtab.train.loop import fit, predict, score
 from trimtab.train.precision import pick_precision

@@ -207,13 +207,11 @@ def _order(evidence: Mapping[str, Any], task: Task, goal: Goal, split: Split) ->
         again.append(_judged_again(evidence, task, goal, split, *own))
     shipped, num_tested = in_order([verdict for verdict, _ in again])
     whole = num_tested == len(tested) and (len(tested) == len(rows) or again[-1][0].word != "PASS")
-    same = whole and all(near for _, near in again) and [row["shipped"] for row in tested].index(True) == shipped
-    told = next(row["candidate"] for row in rows if row["shipped"])
-    return [
-        Claim(
-            "the finalist that the rule ships", told, tested[shipped]["candidate"], "holds" if same else "does not hold"
-        )
-    ]
+    follows = [place for place, row in enumerate(rows) if row["shipped"]] == [shipped]
+    same = whole and follows and all(near for _, near in again) and tested[shipped]["verdict"] == evidence["verdict"]
+    told = ", ".join(row["candidate"] for row in rows if row["shipped"])
+    answer: Answer = "holds" if same else "does not hold"
+    return [Claim("the finalist that the rule ships", told, tested[shipped]["candidate"], answer)]
 
 
 def _recorded(evidence: Mapping[str, Any], role: str, task: Task) -> Scores:

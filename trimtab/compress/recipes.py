@@ -25,14 +25,13 @@ from trimtab.compress.weightonly import WeightOnly
 from trimtab.core import Method, Recipe, Skip, Slot
 from trimtab.graph.cost import macs_of_nodes
 from trimtab.graph.dims import groups
+from trimtab.measure.verdict import LIKELY, SURE
 
 NONE = "-"
 CUTS = (NONE, "0.125", "0.25", "0.375", "0.5", "0.625", "0.75")
 RANKS = (NONE, "0.7", "0.5", "0.35")
 BLOCKS = (NONE, "1", "2")
 EPOCHS = (NONE, "1", "2", "4")
-# The chances to pass from which on something bolder is worth a look, and something gentler is not.
-LIKELY, SURE = 0.5, 0.95
 LR = 1e-3  # short and gentle: after the cut the layers fit already
 SHORT = "1"
 FLOATS = "floats"

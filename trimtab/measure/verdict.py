@@ -11,6 +11,8 @@ from trimtab.core import Drop, Held, Quantity, Ratio, Verdict, Word
 from trimtab.measure.means import enough, unseen
 
 MOST_TIMES_MORE = 1000
+# Chances to pass: from the first on something bolder is worth a look; from the second on nothing is left to recover.
+LIKELY, SURE = 0.5, 0.95
 NOUN = {"latency_ms": "latency", "size_bytes": "size", "memory_bytes": "peak memory"}
 NOT_BETTER = {"latency_ms": "Not faster", "size_bytes": "Not smaller", "memory_bytes": "No less memory"}
 

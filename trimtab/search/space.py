@@ -13,8 +13,6 @@ RISK = 0.2
 # How many are put before the verdict; the least chance of those after the first, and what each must gain over the one
 # before it, which is beyond what two races differ by.
 FINALISTS, LEAST_CHANCE, STEP_UP = 3, 0.1, 1.05
-# From this chance on, training to recover quality is not worth its time.
-SURE = 0.95
 LEARNING = ("distill", "fine-tune")
 # The precisions that are a matter of how a graph is served; a method brings the others about.
 FREE_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
