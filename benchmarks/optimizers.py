@@ -207,7 +207,7 @@ def plot(ratios: dict[str, list[float]], path: Path) -> bool:
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "trimtab"
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure, axes = pyplot.subplots(figsize=(9.5, 5))
     solved: dict[tuple[float, ...], Any] = {}
     widest = 1.2 * max((value for values in ratios.values() for value in values if math.isfinite(value)), default=1.0)
     for index, (name, values) in enumerate(ratios.items()):
@@ -217,7 +217,7 @@ def plot(ratios: dict[str, list[float]], path: Path) -> bool:
         solved[name,] = axes.step(ends, heights, where="post", linestyle=style, label=name)
     axes.set(xscale="log", xlim=(1, widest), ylim=(-0.02, 1.02))
     axes.set(xlabel="processor seconds over the fastest one's", ylabel="share of the problems solved")
-    axes.legend(fontsize="x-small", ncol=2)
+    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     return True
