@@ -39,7 +39,7 @@ from trimtab.search.clock import Clock
 from trimtab.search.ending import lost
 from trimtab.search.halving import promoted
 from trimtab.search.sampler import BESIDE, Proposal, Result, Sampler, all_picks, local, missing, shown
-from trimtab.search.space import FREE_PRECISIONS, LEARNING, best_free, choose, cost, gained, unrecovered
+from trimtab.search.space import FREE_PRECISIONS, LEARNING, best_free, choose, cost, gained, surely_gains, unrecovered
 
 # What numbers of fewer bits may gain at most, where nothing was measured yet: a guess that only ranks.
 BITS_GAIN = 2.0
@@ -161,7 +161,7 @@ def _settled(under_way: Exploration, recipe: Recipe) -> Skip | None:
         tried = under_way.ended.get(key(one))
         if tried and tried.screen:
             chance = chance_of_all(tried.screen, num_verify=len(under_way.job.task.verify))
-            known.append(Known(picks, chance, any(trial.gain and trial.gain.low > 1 for trial in tried.trials)))
+            known.append(Known(picks, chance, any(map(surely_gains, tried.trials))))
     return None
 
 

@@ -20,7 +20,7 @@ from trimtab.forecast import Forecast, served_in_floats, staircase_file
 from trimtab.graph.save import load_graph
 from trimtab.measure.quality import Scores, graded, held_against
 from trimtab.measure.verdict import in_order, judge
-from trimtab.report.evidence import BEST_FREE, CHOSEN, FINALIST, REFERENCE, Contender, Story, assemble, in_turn, steps
+from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE, Contender, Story, assemble, in_turn, steps
 from trimtab.report.html import page
 from trimtab.runtimes.evaluate import Raced, gain_over, measurements, race
 from trimtab.runtimes.profile import profile
@@ -30,6 +30,7 @@ from trimtab.search.space import best_free, cost, finalists
 from trimtab.search.study import IDENTITY_FILE, LOG_FILE
 
 FINAL_ROUNDS = 24
+FINALIST = "finalist"  # the role of each until it is decided, with its place
 REPORT_FILE = "report.html"
 NUM_SAMPLE = 5
 REFERENCE_IN = ("eager", "fp32")

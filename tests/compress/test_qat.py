@@ -208,6 +208,22 @@ def test_an_unknown_source_is_refused():
         QAT(learn_from="teacher")  # type: ignore[arg-type]
 
 
+def test_where_targets_are_real_numbers_it_learns_the_outputs():
+    x = torch.randn(240, 6, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    original = capture(nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).eval(), (x[:2],))
+    y = predict(original, (x,))
+    splits = {name: (x[at], y[at]) for name, at in {"train": slice(160), "select": slice(160, 200)}.items()}
+    task = Task.of("embed", **splits, verify=(x[200:], y[200:]), loss=nn.functional.mse_loss, fit=FIT)
+    plan = QAT(epochs=8, lr=1e-3, start=START).plan(original, task)
+    trained = train_rounded(original, plan, Tools(task=task, original=original))
+    errors = [
+        float((predict(graph, (x[200:],)) - y[200:]).square().mean())
+        for graph in (fake_quantized(original, plan.start), trained)
+    ]
+    assert errors[1] < errors[0]
+
+
 def test_integers_and_too_little_data_and_missing_labels_are_refused():
     graph, task, _ = given("mlp")
     integer = START.apply(graph, START.plan(graph, task), Tools())

@@ -29,6 +29,8 @@ from trimtab.measure.verdict import LIKELY, SURE
 
 NONE = "-"
 CUTS = (NONE, "0.125", "0.25", "0.375", "0.5", "0.625", "0.75")
+# The cuts of the first recipes, gentle to bold, and how each is spread.
+FIRST_CUTS = (("0.25", "measured"), ("0.5", "measured"), ("0.75", "uniform"))
 RANKS = (NONE, "0.7", "0.5", "0.35")
 BLOCKS = (NONE, "1", "2")
 EPOCHS = (NONE, "1", "2", "4")
@@ -119,10 +121,9 @@ def recipes_to_try(asked: tuple[Recipe, ...] | None) -> tuple[Recipe, ...]:
 
 def default_picks() -> tuple[dict[str, str], ...]:
     """The same as picks of the space."""
-    cuts = (("0.25", "measured"), ("0.5", "measured"), ("0.75", "uniform"))
     stems = [
         {"channels cut": ratio, "allocation": allocation, "epochs of recovery": epochs, "numbers": numbers}
-        for epochs, numbers, (ratio, allocation) in product((NONE, "2"), ("int8", FLOATS), cuts)
+        for epochs, numbers, (ratio, allocation) in product((NONE, "2"), ("int8", FLOATS), FIRST_CUTS)
     ]
     return ({"numbers": "int8"}, *stems)
 

@@ -16,6 +16,7 @@ from trimtab.compress.blocks import blocks
 from trimtab.compress.lowrank import sites
 from trimtab.compress.packing import fixed_layers
 from trimtab.compress.prune import Prune, PrunePlan
+from trimtab.compress.recipes import FIRST_CUTS
 from trimtab.compress.sharing import ShareBlocks
 from trimtab.core import Skip, Target
 from trimtab.diagnose.roofline import Place
@@ -26,7 +27,7 @@ from trimtab.graph.fold import fold_weights
 from trimtab.runtimes import RUNTIMES, supported
 from trimtab.runtimes.formats import FORMATS
 
-RATIOS = (0.25, 0.75)
+RATIOS = float(FIRST_CUTS[0][0]), float(FIRST_CUTS[-1][0])
 RANKS = (0.5, 0.25)
 # What integer arithmetic may gain where multiplications bound: four times with dot products of bytes, else two.
 BYTE_PRODUCTS = ("avx_vnni", "avx512_vnni", "amx_int8", "i8mm", "asimddp")

@@ -19,7 +19,6 @@ from trimtab.report.shown import examples
 
 FORMAT = 1
 REFERENCE, BEST_FREE, CHOSEN = "reference", "best_free", "chosen"
-FINALIST = "finalist"
 
 
 @dataclass(frozen=True)

@@ -326,11 +326,11 @@ def _storage(url: str, options: dict[str, Any]) -> Any:
         try:
             return optuna.storages.RDBStorage(url, engine_kwargs=options)
         except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):  # PostgreSQL
-            time.sleep(1)
-        except sqlalchemy.exc.OperationalError as error:  # SQLite; what is not there stays away, too
+            pass
+        except sqlalchemy.exc.OperationalError as error:  # SQLite; so it calls what cannot be reached, too
             if "already exists" not in str(error):
                 raise
-            time.sleep(1)
+        time.sleep(1)
     return optuna.storages.RDBStorage(url, engine_kwargs=options)
 
 

@@ -100,6 +100,11 @@ def gained(trial: Trial) -> float:
     return trial.gain.value if trial.gain else 1.0
 
 
+def surely_gains(trial: Trial) -> bool:
+    """Whether all of its gain's interval is above 1."""
+    return trial.gain is not None and trial.gain.low > 1
+
+
 def best_free(free: Iterable[Trial], goal: Goal, target: Target) -> Trial:
     """The cheapest baseline that the target allows and that keeps the quality: what a result has to beat."""
     allowed = eligible(free, target)
@@ -127,7 +132,7 @@ def choose(trials: list[Trial], chance: Callable[[Trial], float]) -> Trial:
         trials: at least one, measured on `select`.
         chance: how likely a trial's quality is to be proven on `verify`, 0 ... 1.
     """
-    better = [trial for trial in trials if trial.gain is not None and trial.gain.low > 1] or trials
+    better = [trial for trial in trials if surely_gains(trial)] or trials
     enough = 1 - RISK / len({trial.recipe for trial in better})
     likely = [trial for trial in better if chance(trial) >= enough]
     return max(likely, key=gained) if likely else max(better, key=chance)
@@ -148,8 +153,8 @@ def finalists(trials: list[Trial], chance: Callable[[Trial], float], *, most: in
     first = choose(trials, chance)
     bolder: list[Trial] = []
     for trial in sorted(trials, key=gained, reverse=True):
-        sure = trial.gain is not None and trial.gain.low > 1 and gained(trial) > gained(first)
-        if sure and chance(trial) > max([LEAST_CHANCE, *(chance(one) for one in bolder)]):
+        more = surely_gains(trial) and gained(trial) > gained(first)
+        if more and chance(trial) > max([LEAST_CHANCE, *(chance(one) for one in bolder)]):
             bolder.append(trial)
     sequences = [
         (first, *after)
