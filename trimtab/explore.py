@@ -18,7 +18,6 @@ from trimtab.compress.build import Built, key
 from trimtab.compress.distill import Distill
 from trimtab.compress.recipes import (
     FLOATS,
-    LR,
     NONE,
     SHORT,
     Known,
@@ -460,7 +459,7 @@ def cheaper_first(recipe: Recipe) -> tuple[Recipe, ...]:
     if learning is None:
         return ()
     cut: tuple[Method, ...] = recipe.methods[:learning]
-    short = Distill(epochs=int(SHORT), lr=LR)
+    short = Distill(epochs=int(SHORT))
     same = recipe.methods[learning] == short
     return (Recipe(cut), *(() if same else (Recipe((*cut, short)),)))
 

@@ -174,7 +174,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         method.apply(graph, plan, dataclasses.replace(kept, report=stop))
     assert told[-1][1] == plan.steps == 8
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["qat.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["qat.rate.json", "qat.safetensors"]
     assert same_weights(whole, method.apply(graph, plan, kept))
 
 

@@ -120,3 +120,15 @@ def test_each_precision_computes_in_what_it_is_called():
         assert exact[name].dtype == dtype
     apart = [float((exact[name].float() - exact["fp32"]).abs().max()) for name in ("fp16", "bf16", "fp8")]
     assert 0 < apart[0] < apart[1] < apart[2] < 1
+
+
+def test_where_bf16_is_emulated_only_an_eighth_of_the_batch_is_timed():
+    class Counting(Slow):
+        largest = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Counting.largest = max(Counting.largest, len(x))
+            return super().forward(x)
+
+    assert pick_precision(Counting(torch.bfloat16), (torch.randn(64, 8),)) == "fp32"
+    assert Counting.largest == 8

@@ -24,6 +24,7 @@ from trimtab.core import Recipe, Skip, Task, Tools
 from trimtab.files import read_json, write_json
 from trimtab.graph.save import load_graph, save_graph
 from trimtab.tasks.check import fingerprint_weights
+from trimtab.train.further import learned_of
 
 OnceFolder = Callable[[str, Callable[[Path], Any]], Path]
 PLAN_FILE = "plan.json"
@@ -87,10 +88,11 @@ def _made(
         plan = method.plan(given, task)
         own = replace(tools, task=task, original=original.graph, folder=work)
         graph = method.apply(given, plan, own)
+        learned = learned_of(graph)
         stage = Stage(
             method.name,
             settings_of(method),
-            cattrs.unstructure(plan),
+            cattrs.unstructure(plan) | ({"learned": cattrs.unstructure(learned)} if learned else {}),
             plan.skipped,
             time.perf_counter() - started,
         )

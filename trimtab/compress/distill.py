@@ -37,7 +37,8 @@ from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
 from trimtab.graph.modes import kept_norms
 from trimtab.tasks.check import check_model, fingerprint_weights
-from trimtab.train.loop import fit, num_steps, predict
+from trimtab.train.further import attach_learned_, further, learn_further, learned_of
+from trimtab.train.loop import num_steps, predict
 from trimtab.train.precision import channels_last_
 
 MIN_RELATED = 3
@@ -68,7 +69,8 @@ class Distill:
 
     Args:
         epochs: over `task.train`.
-        lr: the highest learning rate; batch size and the rest are those of the task's `fit`.
+        lr: the highest learning rate; default: found by short trials, and what training harms is left as it was
+            (`train/further.py`). Batch size and the rest are those of the task's `fit`.
         objectives: what is learned, each with its weight in the sum; default: the teacher's soft answers (`Logits()`),
             or its outputs (`Outputs()`) where the task's targets are real numbers.
         teacher: a module or graph; default: the original, `tools.original`. Where an objective reads a teacher at
@@ -83,14 +85,14 @@ class Distill:
     """
 
     epochs: int = 4
-    lr: float = 2e-3
+    lr: float | None = None
     objectives: tuple[Objective, ...] | None = None
     teacher: nn.Module | None = None
     keep_norms: bool = False
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.lr <= 0:
-            raise PlanError(f"Distill needs epochs >= 1 and lr > 0; got epochs={self.epochs}, lr={self.lr:g}.")
+        if self.epochs < 1 or (self.lr is not None and self.lr <= 0):
+            raise PlanError(f"Distill needs epochs >= 1 and lr > 0; got epochs={self.epochs}, lr={self.lr}.")
         given = (Logits(),) if self.objectives is None else self.objectives
         known = isinstance(given, tuple) and all(isinstance(one, Objective) for one in given)
         if not known or all(isinstance(one, Labels) for one in given):
@@ -116,9 +118,7 @@ class Distill:
                 f"keep_norms is about the BatchNorms of a graph, and a {type(graph).__name__} was given. "
                 "Give trimtab.capture(model, example_inputs)."
             )
-        # `lr` is one for AdamW, whatever the model was trained with.
-        changed = {"epochs": self.epochs, "lr": self.lr, "optimizer": "adamw", "schedule": None}
-        settings = dataclasses.replace(task.fit or Fit(), **changed)  # type: ignore[arg-type]
+        settings = further(task, epochs=self.epochs, lr=self.lr)
         objectives = self.objectives or answers(task)
         plan = DistillPlan(settings, objectives, num_steps(task, settings), keep_norms=self.keep_norms)
         # The original is not known yet; a graph is at least compared with itself.
@@ -140,7 +140,9 @@ class Distill:
         normed = kept_norms(graph) if plan.keep_norms and isinstance(graph, GraphModule) else graph
         student = keeping_zeros(normed)
         trained = taught(student, self._teacher(tools.original, plan, tools.task), plan, tools)
-        return take_weights_(copy.deepcopy(graph), trained.state_dict())
+        result = take_weights_(copy.deepcopy(graph), trained.state_dict())
+        attach_learned_(result, learned_of(trained))
+        return result
 
     def _teacher(self, original: nn.Module | None, plan: DistillPlan, task: Task) -> nn.Module:
         if self.teacher is None:
@@ -262,7 +264,7 @@ def taught(
     assert tools.task is not None
     lesson = lesson_of(student, teacher, plan, tools.task, who=who, instead=instead)
     checkpoint = Path(tools.folder) / f"{who.lower()}.safetensors" if tools.folder else None
-    trained = fit(
+    trained = learn_further(
         lesson.student(),
         tools.task,
         plan.settings,
@@ -270,6 +272,7 @@ def taught(
         report=tools.report,
         checkpoint=checkpoint,
     )
+    attach_learned_(trained.model, learned_of(trained))
     return trained.model
 
 

@@ -19,7 +19,8 @@ from trimtab.compress.calibration import require_floats
 from trimtab.compress.zeros import keeping_zeros, take_weights_
 from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
-from trimtab.train.loop import fit, num_steps
+from trimtab.train.further import attach_learned_, further, learn_further, learned_of
+from trimtab.train.loop import num_steps
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,15 @@ class FineTune:
 
     Args:
         epochs: over `task.train`.
-        lr: the highest learning rate; batch size and the rest are those of the task's `fit`.
+        lr: the highest learning rate; default: found by short trials, and what training harms is left as it was
+            (`train/further.py`). Batch size and the rest are those of the task's `fit`.
     """
 
     epochs: int = 3
-    lr: float = 4e-3
+    lr: float | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.lr <= 0:
+        if self.epochs < 1 or (self.lr is not None and self.lr <= 0):
             raise PlanError(f"FineTune needs epochs >= 1 and lr > 0; got {self}.")
 
     @property
@@ -63,9 +65,7 @@ class FineTune:
             PlanError: the graph holds integers.
         """
         require_floats(graph, "FineTune")
-        # `lr` is one for AdamW, whatever the model was trained with.
-        changed = {"epochs": self.epochs, "lr": self.lr, "optimizer": "adamw", "schedule": None}
-        settings = dataclasses.replace(task.fit or Fit(), **changed)  # type: ignore[arg-type]
+        settings = further(task, epochs=self.epochs, lr=self.lr)
         return FineTunePlan(settings, num_steps(task, settings))
 
     def apply(self, graph: GraphModule, plan: FineTunePlan, tools: Tools) -> GraphModule:
@@ -78,5 +78,7 @@ class FineTune:
             raise PlanError("FineTune needs the task to learn from; got Tools(task=None). Give Tools(task=...).")
         checkpoint = Path(tools.folder) / "finetune.safetensors" if tools.folder else None
         student = keeping_zeros(graph)
-        trained = fit(student, tools.task, plan.settings, report=tools.report, checkpoint=checkpoint)
-        return take_weights_(copy.deepcopy(graph), trained.state_dict())
+        trained = learn_further(student, tools.task, plan.settings, report=tools.report, checkpoint=checkpoint)
+        result = take_weights_(copy.deepcopy(graph), trained.state_dict())
+        attach_learned_(result, learned_of(trained))
+        return result

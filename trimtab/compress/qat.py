@@ -32,7 +32,8 @@ from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor, set_tensor_
 from trimtab.runtimes.base import is_quantized
-from trimtab.train.loop import fit, num_steps
+from trimtab.train.further import attach_learned_, further, learn_further, learned_of
+from trimtab.train.loop import num_steps
 
 LearnFrom = Literal["original", "labels"]
 TEMPERATURE = 2.0
@@ -75,20 +76,21 @@ class QAT:
 
     Args:
         epochs: over `task.train`.
-        lr: the highest learning rate, of weights and of the logarithms of scales; the rest is the task's `fit`.
-            Its precision "auto" is fp32 here: bf16 would round what the integers do not.
+        lr: the highest learning rate, of weights and of the logarithms of scales; default: found by short trials, and
+            what training harms is left as it was (`train/further.py`). The rest is the task's `fit`, but its
+            precision "auto" is fp32 here: bf16 would round what the integers do not.
         start: gives the first scales, the bits of the weights, and which layers become integers. Its rounding
             and bound on the error are not used: training settles that.
         learn_from: "original": its answers on the training inputs (as `Distill`), or "labels": the task's loss.
     """
 
     epochs: int = 2
-    lr: float = 1e-3
+    lr: float | None = None
     start: Quantize = field(default_factory=Quantize)
     learn_from: LearnFrom = "original"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or not 0 < self.lr < math.inf:
+        if self.epochs < 1 or (self.lr is not None and not 0 < self.lr < math.inf):
             raise PlanError(f"QAT needs epochs >= 1 and a finite lr > 0; got epochs={self.epochs}, lr={self.lr}.")
         if self.learn_from not in get_args(LearnFrom):
             raise PlanError(
@@ -112,9 +114,7 @@ class QAT:
             )
         if self.learn_from == "labels":
             _require_labels(task)
-        # `lr` is one for AdamW, whatever the model was trained with.
-        changed = {"epochs": self.epochs, "lr": self.lr, "optimizer": "adamw", "schedule": None}
-        settings = dataclasses.replace(task.fit or Fit(), **changed)  # type: ignore[arg-type]
+        settings = further(task, epochs=self.epochs, lr=self.lr)
         if settings.precision == "auto":
             settings = dataclasses.replace(settings, precision="fp32")
         start = dataclasses.replace(self.start, rounding="nearest", most_error=None).plan(graph, task)
@@ -129,9 +129,10 @@ class QAT:
         """
         trained, learned = train_quantized(graph, plan, tools)
         integer = Quantize().apply(trained, learned, tools)
-        if plan.learn_from == "original" and tools.original is not None and tools.task is not None:
-            assert plan.settings.lr is not None  # `plan` gave one
-            if not (after := relative_error(tools.original, integer, tools.task.select)) <= FAR:
+        attach_learned_(integer, learned_of(trained))
+        if plan.settings.lr and plan.learn_from == "original" and tools.original and tools.task:
+            after = relative_error(tools.original, integer, tools.task.select)
+            if not after <= FAR:
                 untrained = Quantize().apply(graph, plan.start, tools)
                 _refuse_astray(relative_error(tools.original, untrained, tools.task.select), after, plan.settings.lr)
         return integer
@@ -169,7 +170,9 @@ def train_quantized(graph: GraphModule, plan: QATPlan, tools: Tools) -> tuple[Gr
         PlanError: as for `QAT.apply`.
     """
     rounded = train_rounded(graph, plan, tools)
-    return unrounded(rounded, graph, plan.start), learned_plan(rounded, plan.start)
+    floats = unrounded(rounded, graph, plan.start)
+    attach_learned_(floats, learned_of(rounded))
+    return floats, learned_plan(rounded, plan.start)
 
 
 def train_rounded(graph: GraphModule, plan: QATPlan, tools: Tools) -> GraphModule:
@@ -190,7 +193,7 @@ def train_rounded(graph: GraphModule, plan: QATPlan, tools: Tools) -> GraphModul
         lesson = DistillPlan(plan.settings, answers(tools.task, TEMPERATURE), plan.steps)
         return taught(rounded, tools.original, lesson, tools, who="QAT", instead='QAT(learn_from="labels")')  # type: ignore[return-value]
     checkpoint = Path(tools.folder) / "qat.safetensors" if tools.folder else None
-    return fit(rounded, tools.task, plan.settings, report=tools.report, checkpoint=checkpoint)
+    return learn_further(rounded, tools.task, plan.settings, report=tools.report, checkpoint=checkpoint)
 
 
 def fake_quantized(graph: GraphModule, plan: QuantizePlan) -> GraphModule:

@@ -34,7 +34,6 @@ FIRST_CUTS = (("0.25", "measured"), ("0.5", "measured"), ("0.75", "uniform"))
 RANKS = (NONE, "0.7", "0.5", "0.35")
 BLOCKS = (NONE, "1", "2")
 EPOCHS = (NONE, "1", "2", "4")
-LR = 1e-3  # short and gentle: after the cut the layers fit already
 SHORT = "1"
 FLOATS = "floats"
 # what makes numbers of fewer bits -> the precision that a runtime has to have
@@ -244,6 +243,6 @@ def recipe_of(picks: Mapping[str, str]) -> Recipe:
     if (num := picks.get("blocks dropped", NONE)) != NONE:
         methods.insert(0, DropBlocks(num=int(num)))
     if methods and (epochs := picks.get("epochs of recovery", NONE)) != NONE:
-        methods.append(Distill(epochs=int(epochs), lr=LR))
+        methods.append(Distill(epochs=int(epochs)))
     method = NUMBERS[picks.get("numbers", FLOATS)][1]
     return Recipe((*methods, *((method,) if method else ())))

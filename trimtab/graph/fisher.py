@@ -60,14 +60,14 @@ def fisher(model: nn.Module, squares: Mapping[str, Tensor], by: str) -> Fisher:
 
 def attach_fisher_(model: nn.Module, found: Fisher | None) -> None:
     """Leave it with the model; None takes away what there was."""
-    _place(model).pop(_KEY, None)
+    kept_with(model).pop(_KEY, None)
     if found is not None:
-        _place(model)[_KEY] = found
+        kept_with(model)[_KEY] = found
 
 
 def fisher_of(model: nn.Module) -> Fisher | None:
     """What `attach_fisher_` left, also with what the model was copied from."""
-    return _place(model).get(_KEY)
+    return kept_with(model).get(_KEY)
 
 
 def save_fisher(model: nn.Module, folder: Path) -> None:
@@ -97,7 +97,8 @@ def load_fisher(folder: Path) -> Fisher | None:
     return Fisher(squares, note["weights"], note["by"])
 
 
-def _place(model: nn.Module) -> dict[str, Any]:
+def kept_with(model: nn.Module) -> dict[str, Any]:
+    """What stays with a model, also when it is copied, and is no part of it."""
     # torch.fx copies a graph's `meta`, and no other attribute.
     return model.meta if isinstance(model, GraphModule) else model.__dict__
 

@@ -220,7 +220,7 @@ class _Run:
 
     def __init__(self, model: nn.Module, task: Task, settings: Fit, objective: Objective | None) -> None:
         self.model, self.task, self.settings = model, task, settings
-        self.of_task, self.objective = objective is None, objective or _task_loss(task)
+        self.of_task, self.objective = objective is None, objective or task_loss_of(task)
         self.chosen = optimizer_of(settings)
         _refuse_pairs(settings, self.chosen, objective)
         self.pruning: InfoBatch | None = None
@@ -410,7 +410,7 @@ def _taken(run: _Run, gradient: Gradient, called: nn.Module, batch: Split, seed:
 def _first_part(task: Task, settings: Fit, objective: Objective | None) -> Callable[[nn.Module], Tensor]:
     """The loss of as many samples as one part of a batch has, of a model."""
     num = -(-min(settings.batch_size, len(task.train)) // settings.accumulate)
-    batch, of = gathered(task.train, torch.arange(num)), objective or _task_loss(task)
+    batch, of = gathered(task.train, torch.arange(num)), objective or task_loss_of(task)
 
     def forward(model: nn.Module) -> Tensor:
         with autocast(settings.precision):
@@ -419,7 +419,9 @@ def _first_part(task: Task, settings: Fit, objective: Objective | None) -> Calla
     return forward
 
 
-def _task_loss(task: Task) -> Objective:
+def task_loss_of(task: Task) -> Objective:
+    """The task's own loss of a model's outputs, as an objective."""
+
     def task_loss(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
         return task.loss(model(*inputs).float(), targets)
 

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from tests.train.toy import FIT, same_weights, toy_net, toy_task
+from trimtab.compress.build import Built, build
+from trimtab.compress.distill import Distill
+from trimtab.compress.finetune import FineTune
+from trimtab.core import Fit, Recipe, Task, Tools
+from trimtab.errors import TaskError
+from trimtab.graph.capture import capture
+from trimtab.train import further as module
+from trimtab.train.further import RATES, further, learn_further, learned_of, tried_rates
+from trimtab.train.loop import fit, num_steps, score
+
+OPEN = dataclasses.replace(FIT, lr=None, optimizer="adamw")
+
+
+@pytest.fixture(scope="module")
+def learned() -> nn.Module:
+    return fit(toy_net(), toy_task())
+
+
+def stiff(model: nn.Module, factor: float) -> nn.Module:
+    """The same function, of weights `factor` times as small: a rate does `factor` times as much to it."""
+
+    class Stiff(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = copy.deepcopy(model[-1])
+            self.first = copy.deepcopy(model[:-1])
+            with torch.no_grad():
+                self.last.weight /= factor
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(self.first(x), self.last.weight * factor, self.last.bias)
+
+    return Stiff().eval()
+
+
+def test_a_model_of_sensitive_weights_gets_a_smaller_rate(learned):
+    task = toy_task()
+    plain, sensitive = (tried_rates(model, task, OPEN) for model in (toy_net(seed=2), stiff(learned, 1000)))
+    assert plain.lr == RATES[0]
+    assert sensitive.lr < plain.lr
+    assert [rate for rate, _ in sensitive.tried] == list(RATES[: len(sensitive.tried)])
+    assert dict(sensitive.tried)[sensitive.lr] == min(loss for _, loss in sensitive.tried)
+
+
+def test_it_trains_as_fit_does_at_the_rate_that_was_found(learned):
+    task, student = toy_task(), toy_net(seed=2)
+    result = learn_further(student, task, OPEN)
+    told = learned_of(result)
+    assert told.kept
+    assert told.after < told.before
+    assert same_weights(result, fit(student, task, dataclasses.replace(OPEN, lr=told.lr)))
+    given = dataclasses.replace(OPEN, lr=3e-3)
+    assert same_weights(learn_further(student, task, given), fit(student, task, given))
+    assert learned_of(learn_further(student, task, given)) is None
+
+
+def test_what_training_harms_is_left_as_it_was(learned, monkeypatch):
+    monkeypatch.setattr(module, "RATES", (3.0,))
+    result = learn_further(learned, toy_task(), OPEN)
+    told = learned_of(result)
+    assert not told.kept
+    assert told.after > told.before
+    assert same_weights(result, learned)
+    assert not result.training
+
+
+def test_a_rate_at_which_the_loss_is_no_number_is_not_chosen(monkeypatch):
+    monkeypatch.setattr(module, "RATES", (1e30, 1e-3))
+    found = tried_rates(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), toy_task(), OPEN)
+    assert found.lr == 1e-3
+    assert found.tried[0] == (1e30, None)
+    json.dumps(dataclasses.asdict(found), allow_nan=False)
+    monkeypatch.setattr(module, "RATES", (1e30,))
+    with pytest.raises(TaskError, match="smaller learning rate"):
+        learn_further(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), toy_task(), OPEN)
+
+
+def test_a_trial_is_short(monkeypatch):
+    taken: list[int] = []
+
+    def counted(model: nn.Module, task: Task, settings: Fit, **kwargs: object) -> nn.Module:
+        taken.append(num_steps(task, settings))
+        return fit(model, task, settings, **kwargs)
+
+    monkeypatch.setattr(module, "fit", counted)
+    for epochs in (1, 4, 40):
+        tried_rates(toy_net(), toy_task(), dataclasses.replace(OPEN, epochs=epochs))
+        assert max(taken) <= max(12, num_steps(toy_task(), dataclasses.replace(OPEN, epochs=epochs)) // 4)
+        taken.clear()
+
+
+def test_the_model_and_the_global_generator_are_left_alone():
+    model = toy_net().train()
+    before, state = copy.deepcopy(model), torch.get_rng_state()
+    learn_further(model, toy_task(), dataclasses.replace(OPEN, epochs=1))
+    assert same_weights(model, before)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_without_settings_of_the_task_little_data_is_many_steps():
+    task = dataclasses.replace(toy_task(), fit=None)
+    assert further(task, epochs=2, lr=1e-4) == Fit(epochs=2, lr=1e-4, batch_size=16)
+    assert further(toy_task(), epochs=2, lr=None) == dataclasses.replace(FIT, epochs=2, lr=None)
+    large = dataclasses.replace(task, train=task.train.batch(torch.arange(5000) % 100))
+    assert further(large, epochs=1, lr=None).batch_size == Fit.batch_size
+
+
+@pytest.mark.parametrize("method", [Distill(epochs=1), FineTune(epochs=1)])
+def test_what_was_chosen_is_kept_with_the_stage(learned, method, tmp_path):
+    task = toy_task()
+    graph = capture(learned, task.train.batch(slice(0, 2)).inputs)
+
+    def once_folder(name, make):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        make(folder)
+        return folder
+
+    built = build(
+        Recipe((method,)), Built(graph, tmp_path / "original", ()), task, once_folder=once_folder, tools=Tools()
+    )
+    told = built.stages[-1].plan["learned"]
+    assert told["lr"] in RATES
+    assert told["tried"]
+
+
+def test_a_cut_model_is_never_worse_for_having_learned(learned):
+    task = toy_task()
+    graph = capture(learned, task.train.batch(slice(0, 2)).inputs)
+    method = Distill(epochs=2)
+    cut = copy.deepcopy(graph)
+    with torch.no_grad():
+        for parameter in cut.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    mended = method.apply(cut, method.plan(cut, task), Tools(task=task, original=graph))
+    before, after = (score(model, task.select, task.metric).mean() for model in (cut, mended))
+    assert after >= before - 0.02
+    assert learned_of(mended).after <= learned_of(mended).before or not learned_of(mended).kept
