@@ -31,7 +31,7 @@ from trimtab.train.precision import autocast, pick_precision
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]  # of `Fit`
 M = TypeVar("M", bound=nn.Module)
 RATES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5)  # those that are tried, in this order
-FEWEST_STEPS, MOST_STEPS, PART = 8, 64, 8  # of a trial: an eighth of all, within these
+FEWEST_STEPS, MOST_STEPS, PART = 4, 64, 8  # of a trial: an eighth of all, within these
 MOST_JUDGED = 256  # samples of `select` that a trial is judged by
 EPOCH_STEPS, LEAST_BATCH = 16, 16
 _KEY = "trimtab.learned"
@@ -76,7 +76,7 @@ def learn_further(
     """`fit`; where the settings leave the rate open, at one found by short trials, and undone if it did harm.
 
     Rates go down from 1e-3 as long as the loss on `select` after a few steps falls with them. Each costs an eighth of
-    the training, within 8 and 64 steps. `learned_of` tells of it.
+    the training, within 4 and 64 steps. `learned_of` tells of it.
 
     Args:
         model: left as it was.
