@@ -3,13 +3,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from tests.train.toy import FIT, same_weights, toy_net, toy_task
-from trimtab.compress.build import Built, build
+from trimtab.compress.build import Built, Stage, build
 from trimtab.compress.distill import Distill
 from trimtab.compress.finetune import FineTune
 from trimtab.core import Fit, Recipe, Task, Tools
@@ -25,6 +28,19 @@ OPEN = dataclasses.replace(FIT, lr=None, optimizer="adamw")
 @pytest.fixture(scope="module")
 def learned() -> nn.Module:
     return fit(toy_net(), toy_task())
+
+
+def stage_of(method: Any, model: nn.Module, folder: Path) -> Stage:
+    """The stage of a recipe of this method alone."""
+    task = toy_task()
+    original = Built(capture(model, task.train.batch(slice(0, 2)).inputs), folder / "original", ())
+
+    def once_folder(name: str, make: Callable[[Path], None]) -> Path:
+        (folder / name).mkdir(parents=True)
+        make(folder / name)
+        return folder / name
+
+    return build(Recipe((method,)), original, task, once_folder=once_folder, tools=Tools()).stages[-1]
 
 
 def stiff(model: nn.Module, factor: float) -> nn.Module:
@@ -126,21 +142,16 @@ def test_without_settings_of_the_task_little_data_is_many_steps():
     assert further(large, epochs=1, lr=None).batch_size == Fit.batch_size
 
 
+def test_what_was_undone_is_told_among_what_was_skipped(learned, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RATES", (3.0,))
+    stage = stage_of(FineTune(epochs=1), learned, tmp_path)
+    assert [skip.what for skip in stage.skipped] == ["fine-tune"]
+    assert "learning at 3, the best of the rates tried, raised the loss on select from" in stage.skipped[0].why
+
+
 @pytest.mark.parametrize("method", [Distill(epochs=1), FineTune(epochs=1)])
 def test_what_was_chosen_is_kept_with_the_stage(learned, method, tmp_path):
-    task = toy_task()
-    graph = capture(learned, task.train.batch(slice(0, 2)).inputs)
-
-    def once_folder(name, make):
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        make(folder)
-        return folder
-
-    built = build(
-        Recipe((method,)), Built(graph, tmp_path / "original", ()), task, once_folder=once_folder, tools=Tools()
-    )
-    told = built.stages[-1].plan["learned"]
+    told = stage_of(method, learned, tmp_path).plan["learned"]
     assert told["lr"] in RATES
     assert told["tried"]
 

@@ -93,7 +93,7 @@ def _made(
             method.name,
             settings_of(method),
             cattrs.unstructure(plan) | ({"learned": cattrs.unstructure(learned)} if learned else {}),
-            plan.skipped,
+            (*plan.skipped, *((Skip(method.name, learned.why_undone()),) if learned and not learned.kept else ())),
             time.perf_counter() - started,
         )
         save_graph(graph, folder)

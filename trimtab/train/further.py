@@ -53,6 +53,11 @@ class Learned:
     after: float | None = None
     kept: bool = True
 
+    def why_undone(self) -> str:
+        """For people, where nothing of it was kept."""
+        end = "to no number" if self.after is None else f"from {self.before:.3g} to {self.after:.3g}"
+        return f"learning at {self.lr:g}, the best of the rates tried, raised the loss on select {end}: it was undone"
+
 
 def further(task: Task, *, epochs: int, lr: float | None) -> Fit:
     """The task's settings for a training that goes on: AdamW, whatever the model was trained with.
