@@ -19,7 +19,7 @@ from trimtab.core import Fit, Recipe, Task, Tools
 from trimtab.errors import TaskError
 from trimtab.graph.capture import capture
 from trimtab.train import further as module
-from trimtab.train.further import RATES, further, learn_further, learned_of, tried_rates
+from trimtab.train.further import HIGHER, RATES, further, learn_further, learned_of, tried_rates
 from trimtab.train.loop import fit, num_steps, score
 
 OPEN = dataclasses.replace(FIT, lr=None, optimizer="adamw")
@@ -28,6 +28,12 @@ OPEN = dataclasses.replace(FIT, lr=None, optimizer="adamw")
 @pytest.fixture(scope="module")
 def learned() -> nn.Module:
     return fit(toy_net(), toy_task())
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *rates: float) -> None:
+    """Try these and no others."""
+    monkeypatch.setattr(module, "RATES", rates)
+    monkeypatch.setattr(module, "HIGHER", ())
 
 
 def stage_of(method: Any, model: nn.Module, folder: Path) -> Stage:
@@ -72,10 +78,24 @@ def test_a_model_of_sensitive_weights_gets_a_smaller_rate(learned):
     with torch.no_grad():
         near[-1].bias += 0.01
     plain, sensitive = (tried_rates(one, task, OPEN, objective=as_learned) for one in (fresh, stiff(near, 100)))
-    assert plain.lr == RATES[0]
+    assert plain.lr >= RATES[0]
     assert sensitive.lr < plain.lr
     assert [rate for rate, _ in sensitive.tried] == list(RATES[: len(sensitive.tried)])
     assert dict(sensitive.tried)[sensitive.lr] == min(loss for _, loss in sensitive.tried)
+
+
+def test_rates_go_down_while_that_helps_or_else_up(monkeypatch):
+    def best_at(rate: float) -> list[float]:
+        monkeypatch.setattr(module, "fit", lambda model, task, settings, **_: settings.lr)
+        monkeypatch.setattr(module, "_loss", lambda lr, *_: 9.0 if isinstance(lr, nn.Module) else abs(lr / rate - 1))
+        found = tried_rates(toy_net(), toy_task(), OPEN)
+        assert found.lr == rate
+        return [lr for lr, _ in found.tried]
+
+    assert best_at(1e-4) == [1e-3, 3e-4, 1e-4, 3e-5]
+    assert best_at(1e-3) == [1e-3, 3e-4, 3e-3]
+    assert best_at(1e-2) == [1e-3, 3e-4, 3e-3, 1e-2]
+    assert best_at(1e-5) == list(RATES)
 
 
 def test_it_trains_as_fit_does_at_the_rate_that_was_found(learned):
@@ -91,7 +111,7 @@ def test_it_trains_as_fit_does_at_the_rate_that_was_found(learned):
 
 
 def test_what_training_harms_is_left_as_it_was(learned, monkeypatch):
-    monkeypatch.setattr(module, "RATES", (3.0,))
+    only(monkeypatch, 3.0)
     result = learn_further(learned, toy_task(), OPEN)
     told = learned_of(result)
     assert not told.kept
@@ -101,12 +121,12 @@ def test_what_training_harms_is_left_as_it_was(learned, monkeypatch):
 
 
 def test_a_rate_at_which_the_loss_is_no_number_is_not_chosen(monkeypatch):
-    monkeypatch.setattr(module, "RATES", (1e30, 1e-3))
+    only(monkeypatch, 1e30, 1e-3)
     found = tried_rates(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), toy_task(), OPEN)
     assert found.lr == 1e-3
     assert found.tried[0] == (1e30, None)
     json.dumps(dataclasses.asdict(found), allow_nan=False)
-    monkeypatch.setattr(module, "RATES", (1e30,))
+    only(monkeypatch, 1e30)
     with pytest.raises(TaskError, match="smaller learning rate"):
         learn_further(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), toy_task(), OPEN)
 
@@ -143,7 +163,7 @@ def test_without_settings_of_the_task_little_data_is_many_steps():
 
 
 def test_what_was_undone_is_told_among_what_was_skipped(learned, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RATES", (3.0,))
+    only(monkeypatch, 3.0)
     stage = stage_of(FineTune(epochs=1), learned, tmp_path)
     assert [skip.what for skip in stage.skipped] == ["fine-tune"]
     assert "learning at 3, the best of the rates tried, raised the loss on select from" in stage.skipped[0].why
@@ -152,7 +172,7 @@ def test_what_was_undone_is_told_among_what_was_skipped(learned, tmp_path, monke
 @pytest.mark.parametrize("method", [Distill(epochs=1), FineTune(epochs=1)])
 def test_what_was_chosen_is_kept_with_the_stage(learned, method, tmp_path):
     told = stage_of(method, learned, tmp_path).plan["learned"]
-    assert told["lr"] in RATES
+    assert told["lr"] in (*RATES, *HIGHER)
     assert told["tried"]
 
 

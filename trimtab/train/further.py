@@ -30,7 +30,8 @@ from trimtab.train.precision import autocast, pick_precision
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]  # of `Fit`
 M = TypeVar("M", bound=nn.Module)
-RATES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5)  # those that are tried, in this order
+# Those that are tried: down from the first as long as that helps; up from it if down did not.
+RATES, HIGHER = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5), (3e-3, 1e-2)
 FEWEST_STEPS, MOST_STEPS, PART = 4, 64, 8  # of a trial: an eighth of all, within these
 MOST_JUDGED = 256  # samples of `select` that a trial is judged by
 EPOCH_STEPS, LEAST_BATCH = 16, 16
@@ -80,8 +81,8 @@ def learn_further(
 ) -> M:
     """`fit`; where the settings leave the rate open, at one found by short trials, and undone if it did harm.
 
-    Rates go down from 1e-3 as long as the loss on `select` after a few steps falls with them. Each costs an eighth of
-    the training, within 4 and 64 steps. `learned_of` tells of it.
+    Rates go down from 1e-3 as long as the loss on `select` after a few steps falls with them, or else up. Each costs
+    an eighth of the training, within 4 and 64 steps. `learned_of` tells of it.
 
     Args:
         model: left as it was.
@@ -133,22 +134,30 @@ def tried_rates(
     settings = dataclasses.replace(settings, precision=precision)
     before = _loss(model, task, settings, objective)
     few, short = _shortened(task, settings)
-    losses: dict[float, float] = {}
-    for lr in RATES:
+
+    def after(lr: float) -> float:
         if report:
-            told = ", ".join(f"{rate:g}: {loss:.3g}" for rate, loss in losses.items())
-            report(0, num_steps(task, settings), f"rate {lr:g} is tried (loss {before:.3g}; {told or 'the first'})")
+            told = ", ".join(f"{rate:g}: {loss:.3g}" for rate, loss in losses.items()) or "the first"
+            report(0, num_steps(task, settings), f"rate {lr:g} is tried (loss {before:.3g}; {told})")
         try:
             trial = fit(model, few, dataclasses.replace(short, lr=lr), objective=objective)
             loss = _loss(trial, task, short, objective)
         except TaskError:
-            loss = math.nan  # this rate was too large by far
-        least = min(losses.values(), default=math.inf)
-        losses[lr] = loss if math.isfinite(loss) else math.inf
-        if losses[lr] > least:
+            return math.inf  # this rate was too large by far
+        return loss if math.isfinite(loss) else math.inf
+
+    losses: dict[float, float] = {}
+    for rates in (RATES, HIGHER):
+        for lr in rates:
+            least = min(losses.values(), default=math.inf)
+            losses[lr] = after(lr)
+            if losses[lr] > least:
+                break
+        best = min(sorted(losses), key=losses.__getitem__)  # the gentlest of equals
+        if best != RATES[0]:
             break
     tried = tuple((rate, loss if math.isfinite(loss) else None) for rate, loss in losses.items())
-    return Learned(min(reversed(losses), key=lambda rate: losses[rate]), precision, tried, before)
+    return Learned(best, precision, tried, before)
 
 
 def _shortened(task: Task, settings: Fit) -> tuple[Task, Fit]:
