@@ -36,8 +36,8 @@ from trimtab.report.words import metric
 from trimtab.runtimes.trial import Bench
 from trimtab.search.clock import Clock
 from trimtab.search.ending import lost
-from trimtab.search.halving import promoted
-from trimtab.search.sampler import BESIDE, Proposal, Result, Sampler, all_picks, local, missing, shown
+from trimtab.search.halving import ETA, promoted
+from trimtab.search.sampler import BESIDE, BY_FORECAST, Proposal, Result, Sampler, all_picks, local, missing, shown
 from trimtab.search.space import FREE_PRECISIONS, LEARNING, best_free, choose, cost, gained, surely_gains, unrecovered
 
 # What numbers of fewer bits may gain at most, where nothing was measured yet: a guess that only ranks.
@@ -267,7 +267,7 @@ def _sampled(under_way: Exploration, asked: Asked) -> None:
     _tell_space(job, space, url)
     while under_way.clock.room():
         ended = sampler.ended()
-        done = sum("foreseen" not in result.notes and BESIDE not in result.notes for _, result in ended)
+        done = sum(BY_FORECAST not in result.notes and BESIDE not in result.notes for _, result in ended)
         if search.trials is not None and (done >= search.trials or len(ended) >= FORESEEN * search.trials):
             break
         if (proposal := sampler.ask()) is None:
@@ -343,12 +343,12 @@ def _result(own: Sampling, proposal: Proposal) -> Result:
     only = None if first else served
     if first and (needless := _settled(under_way, recipe)):
         under_way.ended[named(recipe)] = Tried(recipe, skipped=(needless,))
-        return Result(None, notes | {"foreseen": True, "why": needless.why})
+        return Result(None, notes | {BY_FORECAST: True, "why": needless.why})
     tried, why = None, None
     try:
         if not first and (foreseen := _refused(own, recipe, served) or _slower(own, proposal)) is not None:
             share, why = foreseen
-            notes |= {"foreseen": True, "why": why}
+            notes |= {BY_FORECAST: True, "why": why}
             under_way.ended[named(recipe, only)] = Tried(
                 recipe, skipped=(Skip(f"{recipe.name} ({' '.join(served)})", why),)
             )
@@ -450,7 +450,7 @@ def _stopped(own: Sampling, proposal: Proposal, recipe: Recipe, rungs: list[tupl
 
 
 def cheaper_first(recipe: Recipe) -> tuple[Recipe, ...]:
-    """What is measured before a recipe that learns: without recovery, then after a short one; numbers stay whole.
+    """What is measured before a recipe that learns: without recovery, then, if it learns long, after a short one.
 
     >>> [one.name for one in cheaper_first(recipe_of({"channels cut": "0.5", "epochs of recovery": "4"}))]
     ['prune .5 by obs', 'prune .5 by obs + distill 1 epoch']
@@ -460,8 +460,8 @@ def cheaper_first(recipe: Recipe) -> tuple[Recipe, ...]:
         return ()
     cut: tuple[Method, ...] = recipe.methods[:learning]
     short = Distill(epochs=int(SHORT))
-    same = recipe.methods[learning] == short
-    return (Recipe(cut), *(() if same else (Recipe((*cut, short)),)))
+    dear = getattr(recipe.methods[learning], "epochs", 0) >= ETA * short.epochs  # else the look costs much of the whole
+    return (Recipe(cut), *((Recipe((*cut, short)),) if dear else ()))
 
 
 def _tell_space(job: Job, space: Space, url: str) -> None:

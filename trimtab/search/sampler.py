@@ -1,20 +1,17 @@
-"""What is tried next: a tree-structured Parzen estimator over the slots, in a database that processes can share.
+"""What is tried next, in a database that processes can share: first what was listed, then what promises most.
 
-The sampler and the storage are Optuna's (Akiba et al. 2019); the estimator is multivariate and for several objectives
-(Bergstra et al. 2011; Ozaki et al. 2022): it learns which options are good together, since gains do not multiply. Two
-costs are minimised: what the goal minimises, as a share of the best free baseline's, and the quality lost, in units of
-what may be lost. Every proposal follows from the seed, its number and what had ended before it, so that a search that
-was killed goes on as it would have.
+The storage is Optuna's (Akiba et al. 2019); what promises most is by a model of what has ended (`surrogate.py`), which
+learns which options are good together, since gains do not multiply. Two costs are minimised: what the goal minimises,
+as a share of the best free baseline's, and the quality lost, in units of what may be lost. Every proposal follows from
+the seed, its number and what had ended before it, so that a search that was killed goes on as it would have.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import random
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,15 +20,15 @@ from typing import Any
 
 from trimtab.core import Slot
 from trimtab.errors import RunError
+from trimtab.search.surrogate import Seen, most_promising
 
 STORAGE_FILE = "trials.db"
 STUDY = "trimtab"
 IDENTITY, READY, WORKER = "identity", "ready", "worker"
 BESIDE = "beside"  # of what became known beside a proposal
 SAME = "same as"  # of what was proposed again: the number of the one before
-STARTUP = 10
+BY_FORECAST = "foreseen"  # of what was left out by a forecast: only its cost is known, if that
 TABLES_TRIES = 5
-AS_BEFORE = 3  # proposals that were tried already, before one is drawn from what was not
 WAIT_S, POLL_S, SQLITE_S = 30.0, 0.2, 60.0
 # beyond these a candidate's quality is of no interest
 LEAST_LOST, MOST_LOST = -1.0, 3.0
@@ -91,10 +88,14 @@ class Sampler:
     ) -> None:
         if why := missing():
             raise RunError(why)
+        import optuna
+
         self._url, self._slots, self._seed, self._worker, self._alone = url, tuple(slots), seed, worker, alone
+        self._all = all_picks(self._slots)
         wanted = json.loads(json.dumps({**identity, "space": [[slot.name, *slot.options] for slot in slots]}))
         with self._reached():
             self._study, new = _opened(url)
+            self._study.sampler = optuna.samplers.RandomSampler(seed=seed)  # of a trial that two processes asked for
             if new:
                 self._study.set_user_attr(IDENTITY, wanted)
                 self._enqueue(first)
@@ -112,15 +113,13 @@ class Sampler:
 
     def ask(self) -> Proposal | None:
         """The next that nobody has tried, first of all what this process left undone; None if all have been tried."""
-        for _ in range(AS_BEFORE):
-            with self._reached():
-                if own := self._taken(self._undone() or self._next()):
-                    return own
         with self._reached():
-            while self._enqueue_untried():
-                if own := self._taken(self._next()):
+            while True:
+                trial = self._undone() or (self._next() if self._queued() else None)
+                if trial is None and not self._enqueue_promising():
+                    return None
+                if trial and (own := self._taken(trial)):
                     return own
-        return None
 
     def tell(self, proposal: Proposal, result: Result) -> None:
         """Commit how a candidate ended."""
@@ -196,26 +195,17 @@ class Sampler:
                 return trial
         return None
 
-    def _seeded(self, number: int, slot: str = "") -> None:
-        """Draw from here on what belongs to that slot of that proposal, whatever this process drew before."""
+    def _queued(self) -> bool:
         import optuna
 
-        digest = hashlib.sha256(f"{self._seed} {number} {slot}".encode()).digest()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "group" is called experimental
-            self._study.sampler = optuna.samplers.TPESampler(
-                seed=int.from_bytes(digest[:4], "big"), n_startup_trials=STARTUP, multivariate=True, group=True
-            )
+        return bool(self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)))
 
     def _filled(self, trial: Any) -> dict[str, str]:
-        """Its picks: what is drawn together first, then slot by slot; a kill in between changes none of them."""
+        """Its picks, as they were put into the queue; a kill in between changes none of them."""
         picks: dict[str, str] = {}
-        self._seeded(trial.number)
-        _ = trial.relative_params
         for slot in self._slots:
             if not slot.asked(picks):
                 continue
-            self._seeded(trial.number, slot.name)
             if slot.ordered:
                 picks[slot.name] = slot.options[trial.suggest_int(slot.name, 0, len(slot.options) - 1)]
             else:
@@ -246,15 +236,21 @@ class Sampler:
                 return one
         return None
 
-    def _enqueue_untried(self) -> bool:
-        """Put picks that nobody has tried, drawn with the seed, into the queue; False if there are none."""
-        trials = self._study.get_trials(deepcopy=False)
-        tried = {json.dumps(one.params, sort_keys=True) for one in trials if SAME not in one.user_attrs}
-        left = [p for p in all_picks(self._slots) if json.dumps(self._params(p), sort_keys=True) not in tried]
+    def _enqueue_promising(self) -> bool:
+        """Put what promises most of what nobody has tried into the queue; False if there is nothing left."""
+        trials = [one for one in self._study.get_trials(deepcopy=False) if SAME not in one.user_attrs]
+        tried = {json.dumps(one.params, sort_keys=True) for one in trials}
+        left = [p for p in self._all if json.dumps(self._params(p), sort_keys=True) not in tried]
         if left:
-            picks = random.Random(f"{self._seed} {len(trials)}").choice(left)
+            seen = [self._seen(one) for one in trials if one.values or not one.state.is_finished()]
+            picks = most_promising(self._slots, seen, left, seed=f"{self._seed} {len(trials)}")
             self._study.enqueue_trial(self._params(picks))
         return bool(left)
+
+    def _seen(self, trial: Any) -> Seen:
+        cost, loss = trial.values or (None, None)
+        picks = {slot: self._option(slot, value) for slot, value in trial.params.items()}
+        return Seen(picks, cost, None if BY_FORECAST in trial.user_attrs else loss)
 
     def _enqueue(self, first: Sequence[Mapping[str, str]]) -> None:
         for picks in first:
