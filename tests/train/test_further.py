@@ -169,6 +169,12 @@ def test_what_was_undone_is_told_among_what_was_skipped(learned, tmp_path, monke
     assert "learning at 3, the best of the rates tried, raised the loss on select from" in stage.skipped[0].why
 
 
+def test_a_plan_says_that_its_rate_is_left_open():
+    for lr, told in ((None, "found by short trials"), (0.01, 0.01)):
+        rows = FineTune(lr=lr).plan(toy_net(), toy_task()).rows()
+        assert {"setting": "lr", "value": told} in rows
+
+
 @pytest.mark.parametrize("method", [Distill(epochs=1), FineTune(epochs=1)])
 def test_what_was_chosen_is_kept_with_the_stage(learned, method, tmp_path):
     told = stage_of(method, learned, tmp_path).plan["learned"]

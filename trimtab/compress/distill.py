@@ -9,7 +9,6 @@ Cost: `epochs` over the training inputs, each step that of training the student 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
 from trimtab.graph.modes import kept_norms
 from trimtab.tasks.check import check_model, fingerprint_weights
-from trimtab.train.further import attach_learned_, further, learn_further, learned_of
+from trimtab.train.further import attach_learned_, further, learn_further, learned_of, shown_settings
 from trimtab.train.loop import num_steps, predict
 from trimtab.train.precision import channels_last_
 
@@ -56,7 +55,7 @@ class DistillPlan:
 
     def rows(self) -> list[dict[str, Any]]:
         """The settings, one a row."""
-        values: dict[str, Any] = {**dataclasses.asdict(self.settings), "steps": self.steps}
+        values: dict[str, Any] = {**shown_settings(self.settings), "steps": self.steps}
         if self.keep_norms:
             values["keep_norms"] = True
         objectives = [{"setting": "objective", "value": _words(objective)} for objective in self.objectives]

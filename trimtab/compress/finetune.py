@@ -7,7 +7,6 @@ Cost: `epochs` over the training data.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from trimtab.compress.calibration import require_floats
 from trimtab.compress.zeros import keeping_zeros, take_weights_
 from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
-from trimtab.train.further import attach_learned_, further, learn_further, learned_of
+from trimtab.train.further import attach_learned_, further, learn_further, learned_of, shown_settings
 from trimtab.train.loop import num_steps
 
 
@@ -33,7 +32,7 @@ class FineTunePlan:
 
     def rows(self) -> list[dict[str, Any]]:
         """The settings, one a row."""
-        values = {**dataclasses.asdict(self.settings), "steps": self.steps}
+        values = {**shown_settings(self.settings), "steps": self.steps}
         return [{"setting": key, "value": value} for key, value in values.items()]
 
 

@@ -32,7 +32,7 @@ from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor, set_tensor_
 from trimtab.runtimes.base import is_quantized
-from trimtab.train.further import attach_learned_, further, learn_further, learned_of
+from trimtab.train.further import attach_learned_, further, learn_further, learned_of, shown_settings
 from trimtab.train.loop import num_steps
 
 LearnFrom = Literal["original", "labels"]
@@ -61,7 +61,7 @@ class QATPlan:
         """The settings, one a row."""
         bits = sorted({weight.bits for weight in self.start.weights})
         values = {
-            **dataclasses.asdict(self.settings),
+            **shown_settings(self.settings),
             "learn_from": self.learn_from,
             "steps": self.steps,
             "integer layers": len(self.start.weights),

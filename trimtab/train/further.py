@@ -70,6 +70,12 @@ def further(task: Task, *, epochs: int, lr: float | None) -> Fit:
     return dataclasses.replace(given, epochs=epochs, lr=lr, optimizer="adamw", schedule=None)
 
 
+def shown_settings(settings: Fit) -> dict[str, Any]:
+    """The settings for people: a rate that is left open says so."""
+    rate = "found by short trials" if settings.lr is None else settings.lr
+    return {**dataclasses.asdict(settings), "lr": rate}
+
+
 def learn_further(
     model: M,
     task: Task,
