@@ -2,7 +2,10 @@
 
 The right rate of AdamW differs a hundredfold from model to model: of MiniLM with a quarter of its channels cut, 8 steps
 at 1e-3 leave a cosine of 0.81 to the original where 0.95 was before them, and 3e-5 mends a little; a small CNN that
-lost half of its channels wants 1e-3. Which it is, no number of the model tells, but a few steps do.
+lost three quarters of its channels wants 3e-3. Which it is, no number of the model tells, but a few steps do: a range
+test (Smith, "Cyclical Learning Rates for Training Neural Networks", 2017). What differs: each rate begins anew, and is
+judged on `select`. The largest that about keeps the loss is taken, and not the one whose loss is least: after few steps
+that is always too small a rate (Wu et al., "Understanding Short-Horizon Bias in Stochastic Meta-Optimization", 2018).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -30,7 +34,7 @@ from trimtab.train.precision import autocast, pick_precision
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]  # of `Fit`
 M = TypeVar("M", bound=nn.Module)
-# Those that are tried: down from the first as long as that helps; up from it if down did not.
+# Those that are tried: down from the first until one is harmless, or up from it as long as they are.
 RATES, HIGHER = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5), (3e-3, 1e-2)
 FEWEST_STEPS, MOST_STEPS, PART = 4, 64, 8  # of a trial: an eighth of all, within these
 MOST_JUDGED = 256  # samples of `select` that a trial is judged by
@@ -87,8 +91,8 @@ def learn_further(
 ) -> M:
     """`fit`; where the settings leave the rate open, at one found by short trials, and undone if it did harm.
 
-    Rates go down from 1e-3 as long as the loss on `select` after a few steps falls with them, or else up. Each costs
-    an eighth of the training, within 4 and 64 steps. `learned_of` tells of it.
+    It is the largest that at most doubles the loss on `select` in the first eighth of the steps, or in 64; where a
+    trial is more than an eighth, as it has 4 steps at least, less is let pass. `learned_of` tells of it.
 
     Args:
         model: left as it was.
@@ -134,36 +138,32 @@ def attach_learned_(model: nn.Module, learned: Learned | None) -> None:
 def tried_rates(
     model: nn.Module, task: Task, settings: Fit, *, objective: Objective | None = None, report: Report | None = None
 ) -> Learned:
-    """The rate after which the loss on `select` is least, of those tried. Arguments: `learn_further`."""
+    """The largest rate that does not do much harm in its first steps. Arguments: `learn_further`."""
     first = task.train.batch(slice(0, min(settings.batch_size, len(task.train))))
     precision = pick_precision(model, first.inputs) if settings.precision == "auto" else settings.precision
     settings = dataclasses.replace(settings, precision=precision)
     before = _loss(model, task, settings, objective)
     few, short = _shortened(task, settings)
+    steps = num_steps(task, settings)
+    most = before * (1 + min(1.0, (steps / num_steps(few, short) - 1) / (PART - 1)))
+    losses: dict[float, float] = {}
 
-    def after(lr: float) -> float:
+    def harmless(lr: float) -> bool:
         if report:
             told = ", ".join(f"{rate:g}: {loss:.3g}" for rate, loss in losses.items()) or "the first"
-            report(0, num_steps(task, settings), f"rate {lr:g} is tried (loss {before:.3g}; {told})")
+            report(0, steps, f"rate {lr:g} is tried (loss {before:.3g}; {told})")
         try:
             trial = fit(model, few, dataclasses.replace(short, lr=lr), objective=objective)
-            loss = _loss(trial, task, short, objective)
+            losses[lr] = _loss(trial, task, short, objective)
         except TaskError:
-            return math.inf  # this rate was too large by far
-        return loss if math.isfinite(loss) else math.inf
+            losses[lr] = math.nan  # this rate was too large by far
+        return losses[lr] <= most
 
-    losses: dict[float, float] = {}
-    for rates in (RATES, HIGHER):
-        for lr in rates:
-            least = min(losses.values(), default=math.inf)
-            losses[lr] = after(lr)
-            if losses[lr] > least:
-                break
-        best = min(sorted(losses), key=losses.__getitem__)  # the gentlest of equals
-        if best != RATES[0]:
-            break
+    chosen = next(filter(harmless, RATES), RATES[-1])
+    if chosen == RATES[0]:
+        chosen = ([RATES[0], *takewhile(harmless, HIGHER)])[-1]
     tried = tuple((rate, loss if math.isfinite(loss) else None) for rate, loss in losses.items())
-    return Learned(best, precision, tried, before)
+    return Learned(chosen, precision, tried, before)
 
 
 def _shortened(task: Task, settings: Fit) -> tuple[Task, Fit]:
