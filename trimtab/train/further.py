@@ -5,7 +5,8 @@ at 1e-3 leave a cosine of 0.81 to the original where 0.95 was before them, and 3
 lost three quarters of its channels wants 3e-3 or more. Which it is, no number of the model tells, but a few steps do: a
 range test (Smith, "Cyclical Learning Rates for Training Neural Networks", 2017). What differs: each rate begins anew,
 and is judged on `select`. The largest that about keeps the loss is taken, and not the one whose loss is least: after
-few steps that is too small a rate (Wu et al., "Understanding Short-Horizon Bias in Stochastic Meta-Optimization", 2018).
+few steps that is too small a rate (Wu et al., "Understanding Short-Horizon Bias in Stochastic Meta-Optimization",
+2018).
 """
 
 from __future__ import annotations
