@@ -176,7 +176,7 @@ def test_what_was_undone_is_told_among_what_was_skipped(learned, tmp_path, monke
     only(monkeypatch, 3.0)
     stage = stage_of(FineTune(epochs=1), learned, tmp_path)
     assert [skip.what for skip in stage.skipped] == ["fine-tune"]
-    assert "learning at 3, the best of the rates tried, raised the loss on select from" in stage.skipped[0].why
+    assert "learning at 3, the rate that was found, raised the loss on select from" in stage.skipped[0].why
 
 
 def test_a_plan_says_that_its_rate_is_left_open():

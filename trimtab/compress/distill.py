@@ -36,7 +36,7 @@ from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
 from trimtab.graph.modes import kept_norms
 from trimtab.tasks.check import check_model, fingerprint_weights
-from trimtab.train.further import attach_learned_, further, learn_further, learned_of, shown_settings
+from trimtab.train.further import further, hand_learned_on_, learn_further, shown_settings
 from trimtab.train.loop import num_steps, predict
 from trimtab.train.precision import channels_last_
 
@@ -140,7 +140,7 @@ class Distill:
         student = keeping_zeros(normed)
         trained = taught(student, self._teacher(tools.original, plan, tools.task), plan, tools)
         result = take_weights_(copy.deepcopy(graph), trained.state_dict())
-        attach_learned_(result, learned_of(trained))
+        hand_learned_on_(trained, result)
         return result
 
     def _teacher(self, original: nn.Module | None, plan: DistillPlan, task: Task) -> nn.Module:
@@ -271,7 +271,7 @@ def taught(
         report=tools.report,
         checkpoint=checkpoint,
     )
-    attach_learned_(trained.model, learned_of(trained))
+    hand_learned_on_(trained, trained.model)
     return trained.model
 
 

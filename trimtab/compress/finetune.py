@@ -18,7 +18,7 @@ from trimtab.compress.calibration import require_floats
 from trimtab.compress.zeros import keeping_zeros, take_weights_
 from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
-from trimtab.train.further import attach_learned_, further, learn_further, learned_of, shown_settings
+from trimtab.train.further import further, hand_learned_on_, learn_further, shown_settings
 from trimtab.train.loop import num_steps
 
 
@@ -79,5 +79,5 @@ class FineTune:
         student = keeping_zeros(graph)
         trained = learn_further(student, tools.task, plan.settings, report=tools.report, checkpoint=checkpoint)
         result = take_weights_(copy.deepcopy(graph), trained.state_dict())
-        attach_learned_(result, learned_of(trained))
+        hand_learned_on_(trained, result)
         return result

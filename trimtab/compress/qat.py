@@ -32,7 +32,7 @@ from trimtab.core import Fit, Skip, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor, set_tensor_
 from trimtab.runtimes.base import is_quantized
-from trimtab.train.further import attach_learned_, further, learn_further, learned_of, shown_settings
+from trimtab.train.further import further, hand_learned_on_, learn_further, shown_settings
 from trimtab.train.loop import num_steps
 
 LearnFrom = Literal["original", "labels"]
@@ -129,8 +129,9 @@ class QAT:
         """
         trained, learned = train_quantized(graph, plan, tools)
         integer = Quantize().apply(trained, learned, tools)
-        attach_learned_(integer, learned_of(trained))
-        if plan.settings.lr and plan.learn_from == "original" and tools.original and tools.task:
+        hand_learned_on_(trained, integer)
+        learns = plan.learn_from == "original"
+        if learns and plan.settings.lr is not None and tools.original is not None and tools.task is not None:
             after = relative_error(tools.original, integer, tools.task.select)
             if not after <= FAR:
                 untrained = Quantize().apply(graph, plan.start, tools)
@@ -171,7 +172,7 @@ def train_quantized(graph: GraphModule, plan: QATPlan, tools: Tools) -> tuple[Gr
     """
     rounded = train_rounded(graph, plan, tools)
     floats = unrounded(rounded, graph, plan.start)
-    attach_learned_(floats, learned_of(rounded))
+    hand_learned_on_(rounded, floats)
     return floats, learned_plan(rounded, plan.start)
 
 

@@ -160,8 +160,7 @@ class Sampler:
                 continue
             rungs = tuple((float(x), float(y)) for x, y in notes.pop("rungs", ()))
             costs = (float(one.values[0]), float(one.values[1])) if one.values else None
-            picks = {slot: self._option(slot, value) for slot, value in one.params.items()}
-            found.append((Proposal(one.number, picks, notes.pop(WORKER, "")), Result(costs, notes, rungs)))
+            found.append((Proposal(one.number, self._picks(one), notes.pop(WORKER, "")), Result(costs, notes, rungs)))
         return found
 
     def _end(self, number: int, values: Sequence[float] | None, notes: Mapping[str, Any]) -> None:
@@ -249,8 +248,7 @@ class Sampler:
 
     def _seen(self, trial: Any) -> Seen:
         cost, loss = trial.values or (None, None)
-        picks = {slot: self._option(slot, value) for slot, value in trial.params.items()}
-        return Seen(picks, cost, None if BY_FORECAST in trial.user_attrs else loss)
+        return Seen(self._picks(trial), cost, None if BY_FORECAST in trial.user_attrs else loss)
 
     def _enqueue(self, first: Sequence[Mapping[str, str]]) -> None:
         for picks in first:
@@ -265,6 +263,9 @@ class Sampler:
             for s in self._slots
             if s.name in picks
         }
+
+    def _picks(self, trial: Any) -> dict[str, str]:
+        return {slot: self._option(slot, value) for slot, value in trial.params.items()}
 
     def _option(self, slot: str, value: Any) -> str:
         options = next(one.options for one in self._slots if one.name == slot)

@@ -5,8 +5,8 @@ Machine Learning", 2006, eqs. 2.23, 2.24, 2.30 and 4.17), and the expected impro
 Giannakoglou and Naujoks, "Single- and Multiobjective Evolutionary Optimization Assisted by Gaussian Random Field
 Metamodels", 2006). What differs: the costs are taken as independent, so that in two dimensions the expectation is a sum
 of products over the strips of the front, each by quantiles; and length and noise are drawn by their likelihood from a
-grid, by the seed, which searches of different seeds explore by. Gains do not multiply, and what processes of additive
-kernels or trees of independent options miss of that, this kernel sees: the distance is over all slots at once.
+grid, by the seed, which searches of different seeds explore by. Gains do not multiply, so the distance is over all
+slots at once.
 Cost: n^3 for n candidates seen, and n for each that could come.
 """
 
@@ -69,9 +69,10 @@ def most_promising(slots: Sequence[Slot], seen: Sequence[Seen], left: Sequence[P
     points += [
         (float(np.exp(cost[0][at])), max(0.0, float(unsqueezed(loss[0][at])))) for at in range(len(left), len(asked))
     ]
-    drawn = [np.exp(cost[0][:, None] + cost[1][:, None] * QUANTILES)]
-    drawn += [np.maximum(0.0, unsqueezed(loss[0][:, None] + loss[1][:, None] * QUANTILES))]
-    gains = expected_gain(points, drawn[0][: len(left)], drawn[1][: len(left)])
+    costs_of, losses_of = (
+        mean[: len(left), None] + deviation[: len(left), None] * QUANTILES for mean, deviation in (cost, loss)
+    )
+    gains = expected_gain(points, np.exp(costs_of), np.maximum(0.0, unsqueezed(losses_of)))
     return left[int(gains.argmax())] if gains.max() > 0 else rng.choice(left)
 
 

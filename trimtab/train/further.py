@@ -1,12 +1,12 @@
 """Training that goes on with a model that has learned already: at a rate found for it, and never to its harm.
 
-The right rate of AdamW differs a hundredfold from model to model: of MiniLM with a quarter of its channels cut, 8 steps
-at 1e-3 leave a cosine of 0.81 to the original where 0.95 was before them, and 3e-5 mends a little; a small CNN that
-lost three quarters of its channels wants 3e-3 or more. Which it is, no number of the model tells, but a few steps do: a
-range test (Smith, "Cyclical Learning Rates for Training Neural Networks", 2017). What differs: each rate begins anew,
-and is judged on `select`. The largest that about keeps the loss is taken, and not the one whose loss is least: after
-few steps that is too small a rate (Wu et al., "Understanding Short-Horizon Bias in Stochastic Meta-Optimization",
-2018).
+The right rate of AdamW differs a hundredfold from model to model: of MiniLM with a quarter of its channels cut, two
+steps at 1e-3 leave a cosine of 0.58 to the original where 0.95 was before them; a small CNN that lost three quarters of
+its channels wants 3e-3 or more (`scripts/bench recovery_rate`). Which it is, no number of the model tells, but a few
+steps do: a range test (Smith, "Cyclical Learning Rates for Training Neural Networks", 2017). What differs: each rate
+begins anew, and is judged on `select`. The largest that about keeps the loss is taken, and not the one whose loss is
+least: after few steps that is too small a rate (Wu et al., "Understanding Short-Horizon Bias in Stochastic
+Meta-Optimization", 2018).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Learned:
     def why_undone(self) -> str:
         """For people, where nothing of it was kept."""
         end = "to no number" if self.after is None else f"from {self.before:.3g} to {self.after:.3g}"
-        return f"learning at {self.lr:g}, the best of the rates tried, raised the loss on select {end}: it was undone"
+        return f"learning at {self.lr:g}, the rate that was found, raised the loss on select {end}: it was undone"
 
 
 def further(task: Task, *, epochs: int, lr: float | None) -> Fit:
@@ -120,7 +120,7 @@ def learn_further(
     after = _loss(trained, task, chosen, objective)
     kept = after <= found.before  # not, if it is no number
     result = trained if kept else copy.deepcopy(model).eval()
-    attach_learned_(result, dataclasses.replace(found, after=after if math.isfinite(after) else None, kept=kept))
+    kept_with(result)[_KEY] = dataclasses.replace(found, after=after if math.isfinite(after) else None, kept=kept)
     return result
 
 
@@ -129,10 +129,10 @@ def learned_of(model: nn.Module) -> Learned | None:
     return kept_with(model).get(_KEY)
 
 
-def attach_learned_(model: nn.Module, learned: Learned | None) -> None:
-    """Leave it with the model; None takes away what there was."""
+def hand_learned_on_(trained: nn.Module, model: nn.Module) -> None:
+    """Leave with `model`, which was made of `trained`, how that went on learning, and nothing from before."""
     kept_with(model).pop(_KEY, None)
-    if learned is not None:
+    if learned := learned_of(trained):
         kept_with(model)[_KEY] = learned
 
 
