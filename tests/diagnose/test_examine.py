@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 import trimtab as tt
 from tests import small
+from trimtab.compress.recipes import default_recipes
 from trimtab.core import Skip
+from trimtab.diagnose import examine as examine_module
 from trimtab.diagnose.examine import Examination, examine, hopeless
 from trimtab.diagnose.families import Family
 from trimtab.graph.capture import capture
 from trimtab.report.examined import examined, reasons
+from trimtab.train.further import further, samples_tried
 
 
 def digits() -> tuple[nn.Module, tt.Task]:
@@ -50,6 +53,19 @@ def test_a_sound_task_has_no_problems_and_every_part_is_filled(seen: Examination
     assert 0 < seen.needs.training_s < seen.needs.seconds
     assert seen.needs.memory_bytes > 16 * seen.params
     assert json.loads(json.dumps(cattrs.unstructure(seen)))["needs"]["seconds"] > 0
+
+
+def test_what_finding_rates_takes_is_part_of_the_time_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine_module, "_step_seconds", lambda student, task, few: float(len(few)))  # a second each
+    model, task = digits()
+    epochs = [method.epochs for recipe in default_recipes() for method in recipe.methods if hasattr(method, "epochs")]
+    original = task.fit.epochs if task.fit else 0
+    needs = examine(model, task, target=small.TARGET).needs
+    assert needs is not None
+    alone = 4 / 3 * len(task.train) * (sum(epochs) + original)
+    trials = 4 / 3 * sum(samples_tried(task, further(task, epochs=one, lr=None)) for one in epochs)
+    assert trials > 0
+    assert needs.training_s == pytest.approx(alone + trials)
 
 
 def test_a_bound_that_nothing_can_prove_is_told_before_the_search(seen: Examination) -> None:

@@ -19,7 +19,16 @@ from trimtab.core import Fit, Recipe, Task, Tools
 from trimtab.errors import TaskError
 from trimtab.graph.capture import capture
 from trimtab.train import further as module
-from trimtab.train.further import HIGHER, RATES, further, learn_further, learned_of, tried_rates
+from trimtab.train.further import (
+    HIGHER,
+    RATES,
+    USUAL_TRIALS,
+    further,
+    learn_further,
+    learned_of,
+    samples_tried,
+    tried_rates,
+)
 from trimtab.train.loop import fit, num_steps, score
 
 OPEN = dataclasses.replace(FIT, lr=None, optimizer="adamw")
@@ -151,7 +160,10 @@ def test_a_trial_is_short(monkeypatch):
     monkeypatch.setattr(module, "fit", counted)
     for epochs in (1, 4, 40):
         tried_rates(toy_net(), toy_task(), dataclasses.replace(OPEN, epochs=epochs))
-        assert max(taken) <= max(12, num_steps(toy_task(), dataclasses.replace(OPEN, epochs=epochs)) // 4)
+        settings = dataclasses.replace(OPEN, epochs=epochs)
+        assert max(taken) <= max(12, num_steps(toy_task(), settings) // 4)
+        assert samples_tried(toy_task(), settings) == USUAL_TRIALS * max(taken) * settings.batch_size
+        assert samples_tried(toy_task(), dataclasses.replace(settings, lr=0.1)) == 0
         taken.clear()
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from trimtab.compress.recipes import default_recipes
-from trimtab.core import Fit, Goal, Recipe, Split, Target, Task
+from trimtab.core import Fit, Goal, Split, Target, Task
 from trimtab.diagnose.families import Family, families
 from trimtab.diagnose.roofline import Peaks, Place, peaks, roofline
 from trimtab.errors import CaptureError, RuntimeFailed, TaskError
@@ -34,6 +34,7 @@ from trimtab.runtimes.base import Runtime
 from trimtab.runtimes.evaluate import usable
 from trimtab.tasks.bounds import check_bounds
 from trimtab.tasks.check import check, check_model
+from trimtab.train.further import further, samples_tried
 from trimtab.train.loop import predict
 
 # After so long no further runtime is tried, so that the whole stays under a minute.
@@ -257,8 +258,9 @@ def _needs(graph: GraphModule, task: Task, intakes: tuple[Intake, ...]) -> Needs
         per_sample = _step_seconds(copy.deepcopy(graph), task, few) / len(few)
     except Exception:  # noqa: BLE001 - the user's loss may raise anything, and the search will tell of it
         return None
-    epochs = sum(_epochs(recipe) for recipe in default_recipes()) + (task.fit.epochs if task.fit else 0)
-    training = epochs * len(task.train) * per_sample * 4 / 3  # a teacher answers too: one forward pass beside three
+    samples = sum(_samples(method, task) for recipe in default_recipes() for method in recipe.methods)
+    samples += task.fit.epochs * len(task.train) if task.fit else 0
+    training = samples * per_sample * 4 / 3  # a teacher answers too: one forward pass beside three
     exports = [one.seconds for one in intakes if one.takes]
     num = 2 + len(default_recipes())
     seconds = training + num * sum(exports) + num * max(1, len(exports)) * RACE_S
@@ -285,5 +287,8 @@ def _per_sample(value: torch.Tensor) -> int:
     return math.prod(map(for_one_sample, value.shape))
 
 
-def _epochs(recipe: Recipe) -> int:
-    return sum(int(getattr(method, "epochs", 0)) for method in recipe.methods)
+def _samples(method: Any, task: Task) -> int:
+    """How many samples a method learns from, those of finding its rate with them."""
+    if not (epochs := getattr(method, "epochs", 0)):
+        return 0
+    return epochs * len(task.train) + samples_tried(task, further(task, epochs=epochs, lr=method.lr))

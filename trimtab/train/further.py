@@ -40,6 +40,7 @@ RATES, HIGHER = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5), (3e-3, 1e-2)
 FEWEST_STEPS, MOST_STEPS, PART = 4, 64, 8  # of a trial: an eighth of all, within these
 MOST_JUDGED = 256  # samples of `select` that a trial is judged by
 EPOCH_STEPS, LEAST_BATCH = 16, 16
+USUAL_TRIALS = 3  # until the rate is found
 _KEY = "trimtab.learned"
 
 
@@ -176,6 +177,14 @@ def _shortened(task: Task, settings: Fit) -> tuple[Task, Fit]:
     few = dataclasses.replace(task, train=task.train.batch(order[:num].sort().values))
     epochs = min(settings.epochs, -(-steps // (num // size)))
     return few, dataclasses.replace(settings, epochs=epochs)
+
+
+def samples_tried(task: Task, settings: Fit) -> int:
+    """About how many samples are learned from until the rate is found; none where the settings name one."""
+    if settings.lr is not None:
+        return 0
+    few, short = _shortened(task, settings)
+    return USUAL_TRIALS * num_steps(few, short) * min(settings.batch_size, len(few.train))
 
 
 def _loss(model: nn.Module, task: Task, settings: Fit, objective: Objective | None) -> float:
