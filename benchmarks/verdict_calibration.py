@@ -2,11 +2,12 @@
 
     scripts/bench verdict_calibration [--tasks 1000] [--jobs 2] [--only NAME ...]
     scripts/bench verdict_calibration --again "overlap, 0 to 1" 10000 [--tasks 20000]
+    scripts/bench verdict_calibration --kept [--tasks 1000]
 
 A cell is a kind of metric, a number of verify samples and a true drop. Each task draws its samples from a population
 whose true drop is known exactly, as the population is a table of rows with probabilities. The margin is what the worst
-population loses: there a PASS is false, and may happen to 5 %. Three more tables: several bounds at once, the best of
-many picked on `select`, and other intervals of a mean on the same tasks. Writes
+population loses: there a PASS is false, and may happen to 5 %. Four more tables: a margin that is a share of what the
+samples show, several bounds at once, the best of many picked on `select`, and other intervals of a mean. Writes
 benchmarks/results/verdict_calibration_DATE.md and docs/benchmarks/verdict_calibration.svg. Half an hour on one core.
 With --again, one cell alone with seeds of its own, in verdict_calibration_again_DATE.md: of many cells at 5 %, some
 come out above it by chance, and fresh tasks tell which do in truth.
@@ -32,7 +33,7 @@ from trimtab.measure.corpus import bca
 from trimtab.measure.machine import stamp, versions
 from trimtab.measure.proportions import p_lost, tango
 from trimtab.measure.resample import resampled_means
-from trimtab.measure.stats import non_inferiority
+from trimtab.measure.stats import Kept, non_inferiority
 from trimtab.measure.verdict import hold, holm
 
 ROOT = Path(__file__).parents[1]
@@ -196,6 +197,12 @@ def of_texts(m: Floats) -> Floats:
     return -np.exp(m[..., 0] / m[..., 1])
 
 
+def even(badness: float) -> tuple[Floats, Floats, Floats]:
+    """Scores of any size, of which all lose the same: the change is known well, and a share of their mean is not."""
+    first = np.linspace(0, 1, 31).repeat(2)
+    return first, first - badness + np.tile([-0.02, 0.02], 31), np.full(62, 1 / 62)
+
+
 # the last number is the badness at the bound
 KINDS = (
     (Kind("accuracy", None, accuracy), 0.01),
@@ -208,6 +215,17 @@ KINDS = (
     (Kind("perplexity", of_texts, texts), 0.1),
     (Kind("AUC", of_auc, auc), 0.2),
 )
+
+
+# of a share: each with the shares, and how bad a candidate may be at most for one to be found that keeps them exactly
+KEPT = (
+    (Kind("even loss", None, even), (0.8, 0.9, 0.98), 0.5),
+    (KINDS[0][0], (0.8, 0.9, 0.98), 0.2),
+    (KINDS[1][0], (0.8, 0.9, 0.98), 4.0),
+    (KINDS[5][0], (0.9, 0.98), 0.05),
+    (KINDS[7][0], (0.9, 0.98), 0.5),
+)
+KEPT_SIZES = (1000, 5000)
 
 
 @dataclass(frozen=True)
@@ -247,7 +265,7 @@ def _drawn(kind: Kind, badness: float, rng: np.random.Generator) -> Callable[[in
     return draw
 
 
-def one(kind: Kind, first: Floats, second: Floats, margin: float, seed: int) -> str:
+def one(kind: Kind, first: Floats, second: Floats, margin: float | Kept, seed: int) -> str:
     """The word on the quality of one simulated task."""
     drop = non_inferiority(
         first,
@@ -292,6 +310,45 @@ def alternatives_table(tasks: int) -> list[str]:
             for num in SIZES[:1]:
                 shown = [share_of(count, tasks) for count in alternatives(kind, worst, num, tasks)]
                 lines.append(f"| {kind.name} | {num:,} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def kept_cell(kind: Kind, worst: float, share: float, num: int, tasks: int) -> tuple[int, int]:
+    """False PASSes where exactly `share` is kept: by the rule in use, and if the margin were known."""
+
+    def missed(badness: float) -> float:
+        found = kind.population(badness)
+        before = found.chances @ found.first
+        value = before if kind.aggregate is None else kind.aggregate(before)
+        return found.drop - (1 - share) * abs(float(np.squeeze(value)))
+
+    badness = float(brentq(missed, 0.0, worst, xtol=1e-12))
+    drawn = _drawn(kind, badness, np.random.default_rng((SEED, num, round(100 * share))))
+    counts = [0, 0]
+    for seed in range(tasks):
+        first, second = drawn(num)
+        value = first.mean(0) if kind.aggregate is None else kind.aggregate(first.mean(0))
+        for at, margin in enumerate((Kept(share), (1 - share) * abs(float(np.squeeze(value))))):
+            counts[at] += one(kind, first, second, margin, seed) == "PASS"
+    return counts[0], counts[1]
+
+
+def kept_table(tasks: int) -> list[str]:
+    """The margin is a share of what the samples show of the baseline, and errs as they do."""
+    lines = [
+        f"## False PASS where exactly a share is kept, {tasks:,} tasks",
+        "",
+        "What may be lost is taken from the samples, and so is not known. Taking it for known lets through what the "
+        "last column says.",
+        "",
+        "| metric | share kept | n | false PASS | if the margin were taken for known |",
+        "|---|---|---|---|---|",
+    ]
+    for kind, shares, worst in KEPT:
+        for share in shares:
+            for num in KEPT_SIZES:
+                shown = " | ".join(share_of(count, tasks) for count in kept_cell(kind, worst, share, num, tasks))
+                lines.append(f"| {kind.name} | {share:g} | {num:,} | {shown} |")
     return lines
 
 
@@ -463,8 +520,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--only", nargs="*", help="kinds of metric; the results say which were left out")
     parser.add_argument("--again", nargs=2, metavar=("KIND", "N"), help="this one cell, with fresh seeds")
+    parser.add_argument("--kept", action="store_true", help="only the table of margins that are shares")
     chosen = parser.parse_args()
     began, results = time.perf_counter(), {}
+    if chosen.kept:
+        table = kept_table(chosen.tasks)
+        write("verdict_calibration_kept", [*head(f"seed {SEED}", time.perf_counter() - began), *table])
+        return
     if chosen.again:
         kind, worst = next(pair for pair in KINDS if pair[0].name == chosen.again[0])
         table = again_table(kind, worst, int(chosen.again[1]), chosen.tasks)
@@ -481,7 +543,9 @@ def main() -> None:
             for kind, worst in KINDS
             if not chosen.only or kind.name in chosen.only
         }
-        tables = [pool.submit(make, chosen.tasks) for make in (several_table, winner_table, alternatives_table)]
+        tables = [
+            pool.submit(make, chosen.tasks) for make in (kept_table, several_table, winner_table, alternatives_table)
+        ]
         for name, cells in asked.items():
             results[name] = sorted((one.result() for one in cells), key=lambda found: (found.num, -found.share))
             print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)

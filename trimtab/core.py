@@ -414,10 +414,10 @@ class Ratio:
 class Drop:
     """Candidate minus baseline, in the metric's units, on n paired samples, with the allowed loss `margin`.
 
-    [low, high] is the two-sided interval whose lower end is the one-sided bound at `confidence`. what: which metric,
-    on which samples; they are the `share` of the split. p_lost: the smallest 1 - confidence at which all of the
-    interval lies beyond the margin; 1 if none does. reach: the most a sample can lose by the metric's limits, or 0.
-    seen_low: the bound by what was seen, where `low` is further down for a rare loss that the n may have missed.
+    [low, high] is the two-sided interval whose lower end is the one-sided bound at `confidence`; where the margin is a
+    share of the baseline's value, the error of that is in it. what: which metric, on which samples, the `share` of the
+    split. p_lost: the smallest 1 - confidence at which all of the interval lies beyond the margin, or 1. reach: the
+    most a sample can lose by the metric's limits, or 0. seen_low: the bound by what was seen, if `low` is further down.
     """
 
     baseline: float

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 from verdict_calibration import (
+    KEPT,
     KINDS,
     Cell,
     Kind,
@@ -17,6 +18,7 @@ from verdict_calibration import (
     auc_rows,
     cell,
     cell_tables,
+    kept_cell,
     plot,
     several_table,
     winner_table,
@@ -48,6 +50,20 @@ def test_a_cell_counts_words_and_more_is_passed_where_less_is_lost() -> None:
     assert kept.passed > 40
     assert lost.passed + lost.failed <= lost.tasks == 60
     assert lost == cell(kind, worst, 3000, 1.0, 60), "the same seed, the same tasks"
+
+
+@pytest.mark.parametrize(("kind", "shares", "worst"), KEPT, ids=lambda one: getattr(one, "name", None))
+def test_a_share_that_is_kept_exactly_passes_seldom(kind: Kind, shares: tuple[float, ...], worst: float) -> None:
+    for share in shares:
+        passed, _ = kept_cell(kind, worst, share, 200, 20)
+        assert passed <= 5
+
+
+def test_taking_the_margin_for_known_lets_more_through() -> None:
+    kind, _, worst = KEPT[0]
+    passed, if_known = kept_cell(kind, worst, 0.8, 5000, 40)
+    assert passed <= 7
+    assert if_known > 2 * passed
 
 
 def test_a_cell_again_counts_fresh_tasks_and_says_whether_it_is_above() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from trimtab.core import Metric, Ratio
 from trimtab.errors import TaskError
-from trimtab.measure.stats import gain, held_by, median_interval, non_inferiority, quantile_interval
+from trimtab.measure.stats import Kept, gain, held_by, median_interval, non_inferiority, quantile_interval
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,57 @@ def test_a_rare_loss_that_the_samples_missed_is_not_excluded(num: int) -> None:
             passed[limits] += drop.low >= -margin
     assert passed[0.0, 1.0] <= 10 + 7  # of 200, at most 5 %, and the simulation's own error
     assert passed[None] > 2 * passed[0.0, 1.0], "what the limits are for"
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_error_of_a_margin_that_is_a_share_counts(sign: float) -> None:
+    """All samples lose alike, so that the change is known well, and what may be lost of the samples' mean is not."""
+    rng, share, num = np.random.default_rng(0), 0.8, 5000
+    passed = np.zeros(2, int)
+    for _ in range(200):
+        first = sign * rng.uniform(0.0, 1.0, num)
+        second = first - (1 - share) / 2 + rng.normal(0, 0.01, num)  # in truth exactly at the bound
+        given = (1 - share) * abs(float(first.mean()))
+        for at, margin in enumerate((Kept(share), given)):
+            drop = non_inferiority(first, second, margin=margin, confidence=0.95, num_resamples=199)
+            assert drop.margin == pytest.approx(given)
+            passed[at] += drop.low >= -drop.margin
+    assert passed[0] <= 10 + 7  # of 200, at most 5 %, and the simulation's own error
+    assert passed[1] > 2 * passed[0], "what taking the margin for known would let through"
+
+
+def test_a_share_of_an_aggregate_is_bounded_as_that_of_the_mean_it_is() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.uniform(0.0, 1.0, 400)
+    second = first - 0.02 + rng.normal(0, 0.02, 400)
+    mean = non_inferiority(first, second, margin=Kept(0.95), confidence=0.95)
+    same = non_inferiority(
+        first[:, None], second[:, None], margin=Kept(0.95), confidence=0.95, aggregate=lambda m: m[..., 0]
+    )
+    assert (same.low, same.high) == pytest.approx((mean.low, mean.high), abs=0.02 * (mean.high - mean.low))
+    assert (same.margin, same.diff) == pytest.approx((mean.margin, mean.diff))
+
+
+def test_an_equal_model_passes_any_share_that_is_not_all() -> None:
+    scores = np.random.default_rng(0).uniform(0.5, 1.0, 300)
+    drop = non_inferiority(scores, scores, margin=Kept(0.98), confidence=0.95)
+    assert drop.low >= -drop.margin
+    assert drop.diff == 0
+
+
+@pytest.mark.parametrize("share", [0.8, 0.95])
+def test_of_zeros_and_ones_the_margin_may_be_taken_for_known(share: float) -> None:
+    """Exactly at the bound, with and without some who win: false PASS stays at 5 % without the margin's error."""
+    rng, num, right = np.random.default_rng(1), 400, 0.7
+    for wins in (0.0, 0.05):
+        passed = 0
+        for _ in range(400):
+            drawn, first = rng.random(num), (rng.random(num) < right).astype(float)
+            loss = (1 - share) + wins * (1 - right) / right
+            second = np.where(first > 0, drawn >= loss, drawn < wins).astype(float)
+            drop = non_inferiority(first, second, margin=Kept(share), confidence=0.95, binary=True)
+            passed += drop.low >= -drop.margin
+        assert passed <= 20 + 9
 
 
 def test_where_much_was_seen_the_limits_change_nothing() -> None:

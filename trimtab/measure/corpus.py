@@ -56,9 +56,15 @@ def influence(aggregate: Aggregate, statistics: Floats) -> Floats:
 
 
 def bounds(
-    first: Floats, second: Floats, aggregate: Aggregate, *, seed: int, num_resamples: int = NUM_RESAMPLES
-) -> tuple[tuple[float, float], Bounds]:
-    """The metric of both, and a function from a confidence to the one-sided bounds, below and above, of its change.
+    first: Floats,
+    second: Floats,
+    aggregate: Aggregate,
+    *,
+    seed: int,
+    num_resamples: int = NUM_RESAMPLES,
+    weight: float = 1.0,
+) -> Bounds:
+    """A function from a confidence to the one-sided bounds, below and above, of value(second) - weight * value(first).
 
     Args:
         first: statistics of the baseline, [N, D].
@@ -66,25 +72,26 @@ def bounds(
         aggregate: means [..., D] -> the metric [...].
         seed: of the bootstrap.
         num_resamples: of it.
+        weight: 1 tells of the change itself, another of what is left of a share of the first.
 
     Raises:
         MetricError: the metric is NaN or inf on the samples, or on a resample of them.
 
     >>> hits, tries = np.arange(40.0) % 3, np.full(40, 2.0)
     >>> both = np.stack([hits, tries], 1)
-    >>> values, at = bounds(both, both, lambda m: m[..., 0] / m[..., 1], seed=0)
-    >>> values, at(0.95)[0] < 0 < at(0.95)[1]
-    ((0.4875, 0.4875), True)
+    >>> at = bounds(both, both, lambda m: m[..., 0] / m[..., 1], seed=0)
+    >>> at(0.95)[0] < 0 < at(0.95)[1]
+    True
     """
     size = first.shape[1]
     before, after = influence(aggregate, first), influence(aggregate, second)
-    values = float(value_of(aggregate, first.mean(0))), float(value_of(aggregate, second.mean(0)))
-    diff = values[1] - values[0]
+    diff = float(value_of(aggregate, second.mean(0))) - weight * float(value_of(aggregate, first.mean(0)))
     means = resampled_means(np.concatenate([first, second], 1), seed=seed, num_resamples=num_resamples)
-    drawn = value_of(aggregate, means[:, size:]) - value_of(aggregate, means[:, :size])
+    drawn = value_of(aggregate, means[:, size:]) - weight * value_of(aggregate, means[:, :size])
     _require_finite(drawn, diff, len(first))
-    delta = after - before - (after - before).mean()
-    extra = guard(delta, np.concatenate([before, after]))
+    change, delta = after - before, after - weight * before
+    delta = delta - delta.mean()
+    extra = guard(change - change.mean(), np.concatenate([before, after]))
     spread = float(delta.var())
     wider = math.sqrt(1 + extra.event**2 / (len(delta) * spread)) if spread > 0 else 1.0
 
@@ -92,7 +99,7 @@ def bounds(
         low, high = bca(drawn, diff, delta, confidence=confidence)
         return extra.widened(diff, diff - wider * (diff - low), diff + wider * (high - diff), confidence=confidence)
 
-    return values, at
+    return at
 
 
 def bca(drawn: Floats, estimate: float, delta: Floats, *, confidence: float) -> tuple[float, float]:

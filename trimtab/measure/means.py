@@ -67,16 +67,25 @@ def guard(delta: Floats, scores: Floats) -> Guard:
     return Guard(event or reach, reach, len(delta))
 
 
-def bounds(first: Floats, second: Floats, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> Bounds:
-    """A function from a confidence to the one-sided bounds, below and above, of the mean of second - first, [N] each.
+def bounds(
+    first: Floats, second: Floats, *, seed: int, num_resamples: int = NUM_RESAMPLES, weight: float = 1.0
+) -> Bounds:
+    """A function from a confidence to the one-sided bounds, below and above, of the mean of second - weight * first.
+
+    Args:
+        first: scores, [N].
+        second: of the same samples.
+        seed: of the bootstrap.
+        num_resamples: of it.
+        weight: 1 tells of the change itself, another of what is left of a share of `first`.
 
     >>> low, high = bounds(np.zeros(9), np.arange(9.0), seed=0)(0.95)
     >>> round(low, 2), round(high, 2)
     (1.73, 6.27)
     """
-    delta = second - first
+    extra = guard(second - first, np.concatenate([first, second]))
+    delta = second - weight * first
     num, mean = len(delta), float(delta.mean())
-    extra = guard(delta, np.concatenate([first, second]))
     error = math.sqrt(float(delta.var(ddof=1)) / num + extra.variance)
     drawn = _studentised(delta - mean, extra, seed, num_resamples) if np.ptp(delta) > 0 else np.zeros(1)
 

@@ -7,7 +7,7 @@ import numpy as np
 from trimtab.core import Goal, Split, Task
 from trimtab.measure.quality import Scores
 from trimtab.measure.resample import Floats
-from trimtab.measure.stats import held_by
+from trimtab.measure.stats import Kept, held_by
 from trimtab.tasks.bounds import Asked, asked
 
 MOST_TIMES_MORE = 64
@@ -29,7 +29,7 @@ def unprovable(task: Task, goal: Goal, reference: Scores, split: Split) -> tuple
         scores = reference[one.what]
         if len(scores) < FEWEST:
             continue  # too few to tell anything by
-        margin = one.drop if one.drop is not None else (1 - one.keep) * abs(_value(one, scores))
+        margin = Kept(one.keep).of(_value(one, scores)) if one.drop is None else one.drop
         num = max(2, round(float(one.mask.float().mean()) * len(task.verify)))
         if margin == 0:
             told.append(
@@ -53,7 +53,8 @@ def _value(one: Asked, scores: Floats) -> float:
 def _reach(one: Asked, scores: Floats, num: int, goal: Goal) -> float:
     """How much worse an equal model may be, for all that `num` samples can tell."""
     same = scores[np.arange(num) % len(scores)]
-    equal = held_by(one.metric, same, same, margin=1.0, confidence=goal.confidence, num_resamples=FEW_RESAMPLES)
+    margin = Kept(one.keep) if one.drop is None else one.drop
+    equal = held_by(one.metric, same, same, margin=margin, confidence=goal.confidence, num_resamples=FEW_RESAMPLES)
     return -equal.low
 
 

@@ -16,7 +16,7 @@ from trimtab.core import Drop, Goal, Metric, Split, Task
 from trimtab.errors import MetricError
 from trimtab.measure.corpus import value_of
 from trimtab.measure.resample import Floats
-from trimtab.measure.stats import held_by
+from trimtab.measure.stats import Kept, held_by
 from trimtab.tasks.bounds import asked
 
 ROUNDING = 1e-6  # of the limits' span: a cosine of floats may be 1.0000001
@@ -95,8 +95,9 @@ def held_against(task: Task, goal: Goal, split: Split, reference: Scores, candid
     drops = []
     for one in asked(task, goal, split):
         before, after = reference[one.what], candidate[one.what]
-        margin = one.drop if one.drop is not None else (1 - one.keep) * abs(value(one.metric, before))
-        value(one.metric, after)
+        for own in (before, after):
+            value(one.metric, own)  # refuses what is not finite, or beyond the limits
+        margin = Kept(one.keep) if one.drop is None else one.drop
         drop = held_by(one.metric, before, after, margin=margin, confidence=goal.confidence)
         drops.append(replace(drop, what=one.what, share=float(one.mask.float().mean())))
     return tuple(drops)

@@ -8,7 +8,7 @@ scores), `corpus` (a function of the means of several statistics). Gains: exact 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import binom
@@ -22,11 +22,30 @@ from trimtab.measure.resample import NUM_RESAMPLES, Floats
 TAIL_RESAMPLES = 5
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A margin that is a share of the baseline's own value: at least `share` of that is to be kept.
+
+    What may be lost then is estimated from the very samples, and errs as they do. So it is metric(candidate) - share *
+    metric(baseline) that is bounded, and the bounds of the change are set so that they meet the margin where that is 0.
+    """
+
+    share: float
+
+    def of(self, value: float) -> float:
+        """What may be lost of `value`, in its units."""
+        return (1 - self.share) * abs(value)
+
+    def weight(self, value: float) -> float:
+        """The multiple of `value` that has to be reached."""
+        return 1 - float(np.sign(value)) * (1 - self.share)
+
+
 def non_inferiority(
     baseline: np.ndarray,
     candidate: np.ndarray,
     *,
-    margin: float,
+    margin: float | Kept,
     confidence: float,
     binary: bool = False,
     aggregate: corpus.Aggregate | None = None,
@@ -38,7 +57,7 @@ def non_inferiority(
     Args:
         baseline: score of each sample, [N], larger is better; or its statistics, [N, D], if there is an `aggregate`.
         candidate: the same samples', alike.
-        margin: the loss of the metric that is allowed, in its units.
+        margin: the loss of the metric that is allowed, in its units, or what is to be kept of the baseline's.
         confidence: one-sided, of `low` and of `high` each.
         binary: the scores are 0 or 1 each.
         aggregate: (means of the statistics [..., D]) -> the metric [...].
@@ -55,23 +74,30 @@ def non_inferiority(
     (0.0, -0.0032, True)
     """
     first, second = _paired(baseline, candidate, binary=binary, ndim=2 if aggregate else 1)
-    num, value = len(first), (float(first.mean()), float(second.mean()))
+    before, after = (_value(scores, aggregate) for scores in (first, second))
+    num = len(first)
+    allowed, weight = (margin.of(before), margin.weight(before)) if isinstance(margin, Kept) else (margin, 1.0)
     if binary:
+        # Of 0 and 1 the margin's own error makes the test stricter: who loses was right before, which lowers the share
+        # that is to be kept of such samples. So it is left out.
         wins, losses = int(np.sum(second > first)), int(np.sum(second < first))
         low, high = proportions.bounds(wins, losses, num, confidence=confidence)
-        p_lost = proportions.p_lost(wins, losses, num, margin=margin)
+        p_lost = proportions.p_lost(wins, losses, num, margin=allowed)
         diff, method = (wins - losses) / num, proportions.METHOD
     else:
         if aggregate:
-            value, at = corpus.bounds(first, second, aggregate, seed=seed, num_resamples=num_resamples)
-            method = corpus.METHOD
+            at = corpus.bounds(first, second, aggregate, seed=seed, num_resamples=num_resamples, weight=weight)
         else:
-            at = means.bounds(first, second, seed=seed, num_resamples=num_resamples)
-            method = means.METHOD
-        method += f", {num_resamples:,} resamples"
-        diff, (low, high) = value[1] - value[0], at(confidence)
-        p_lost = _p_lost(lambda level: at(level)[1] < -margin, TAIL_RESAMPLES / num_resamples)
-    return Drop(*value, diff, low, high, margin, num, confidence, method, p_lost=p_lost)
+            at = means.bounds(first, second, seed=seed, num_resamples=num_resamples, weight=weight)
+        method = f"{corpus.METHOD if aggregate else means.METHOD}, {num_resamples:,} resamples"
+        beside = (1 - weight) * before  # between the change and what is left of the share
+        diff, (low, high) = after - before, (bound - beside for bound in at(confidence))
+        p_lost = _p_lost(lambda level: at(level)[1] < beside - allowed, TAIL_RESAMPLES / num_resamples)
+    return Drop(before, after, diff, low, high, allowed, num, confidence, method, p_lost=p_lost)
+
+
+def _value(scores: Floats, aggregate: corpus.Aggregate | None) -> float:
+    return float(corpus.value_of(aggregate, scores.mean(0)) if aggregate else scores.mean())
 
 
 def held_by(
@@ -79,7 +105,7 @@ def held_by(
     baseline: np.ndarray,
     candidate: np.ndarray,
     *,
-    margin: float,
+    margin: float | Kept,
     confidence: float,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Drop:
