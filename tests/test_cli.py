@@ -19,6 +19,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import trimtab as tt
+from trimtab import cli
 from trimtab.cli import EXIT_CODES, USER_ERROR, main
 from trimtab.compress.recipes import default_recipes
 from trimtab.files import locked, read_json, write_json
@@ -171,6 +172,16 @@ def trimtab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         return Said(int(stopped.value.code or 0), *capfd.readouterr())
 
     return call
+
+
+def test_what_nobody_foresaw_is_no_verdict(trimtab: Trimtab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**_: object) -> int:
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr(cli, "app", broken)
+    said = trimtab("optimize", "fashion")
+    assert said.code == 4
+    assert "ZeroDivisionError: of all things" in said.err
 
 
 def names(folder: Path) -> list[str]:

@@ -73,6 +73,22 @@ def test_each_trial_is_sent_once_also_by_a_run_that_is_resumed(tmp_path: Path, m
     assert len(read_json(tmp_path / "tracked-tensorboard.json")["sent"]) == 14
 
 
+def test_a_tracker_that_is_gone_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(Recorder):
+        def trial(self, place: int, facts: Mapping[str, str], figures: Mapping[str, float]) -> None:
+            raise ConnectionError("the server is down")
+
+    monkeypatch.setattr(track, "TensorBoard", Gone)
+    monkeypatch.setattr(track, "require_trackers", lambda names: None)
+    begin(tmp_path)
+    add_trial(tmp_path, 7)
+    with (
+        pytest.warns(RuntimeWarning, match="not all was logged to tensorboard: ConnectionError: the server is down"),
+        tracked(tmp_path, ["tensorboard"]),
+    ):
+        pass
+
+
 def test_what_is_not_installed_or_not_known_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

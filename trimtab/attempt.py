@@ -30,7 +30,7 @@ from trimtab.core import (
     Trial,
 )
 from trimtab.diagnose.examine import hopeless
-from trimtab.errors import MetricError, PlanError, RunError, RuntimeFailed
+from trimtab.errors import MetricError, PlanError, RunError, RuntimeFailed, TaskError
 from trimtab.files import write_atomic
 from trimtab.graph.capture import capture
 from trimtab.graph.save import load_graph, save_graph
@@ -251,6 +251,8 @@ def attempt(
         built = _built(job, original, recipe)
     except PlanError as error:
         return Tried(recipe, skipped=(Skip(recipe.name, str(error)),))
+    except TaskError as error:  # what it learned came to no number, say
+        return Tried(recipe, skipped=(failed(held, recipe.name, key(recipe), error),))
     skipped = tuple(skip for stage in built.stages for skip in stage.skipped)
     try:
         screen = tuple(held.once(f"screens/{key(recipe)}", lambda: _screen(bench, built), list[Drop]))
@@ -351,8 +353,8 @@ def _graded(task: Task, goal: Goal, built: Built) -> Scores:
     return graded(task, goal, predict(built.graph, task.select.inputs), task.select)
 
 
-def failed(held: Study, what: str, name: str, error: MetricError) -> Skip:
-    """A trial that the user's metric ended: its traceback is kept in the run's folder, and the search goes on."""
+def failed(held: Study, what: str, name: str, error: TaskError) -> Skip:
+    """A trial that metric or training ended: its traceback is kept in the run's folder, and the search goes on."""
     path = held.folder / FAILURES / f"{name}.txt"
     write_atomic(path, "".join(traceback.format_exception(error)).encode())
     return Skip(what, f"{error} The traceback is in {FAILURES}/{path.name}.")
@@ -365,12 +367,11 @@ def _outcome(job: Job, bench: Bench, built: Built, free: list[Trial], candidate:
         try:
             job.step(0, 2, f"exporting {candidate.name}")
             own = _export(job, built, candidate)
+            baseline = exported(job, best_free(free, job.goal, job.target))
+            job.step(1, 2, f"timing {candidate.name}")
+            return Outcome(try_one(bench, baseline, own, recipe=candidate.recipe.name), _fallbacks(built, own))
         except RuntimeFailed as error:
             return Outcome(skipped=(Skip(candidate.name, _brief(error)),))
-        baseline = exported(job, best_free(free, job.goal, job.target))
-        job.step(1, 2, f"timing {candidate.name}")
-        try:
-            return Outcome(try_one(bench, baseline, own, recipe=candidate.recipe.name), _fallbacks(built, own))
         except MetricError as error:
             return Outcome(skipped=(failed(job.held, candidate.name, _file_name(candidate), error),))
 

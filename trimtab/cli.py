@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.text import Text
 from trimtab.errors import TrimtabError
 
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
-USER_ERROR = 3
+USER_ERROR, BROKEN = 3, 4
 INTERRUPTED = 130
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -111,7 +112,8 @@ def optimize(
     """Find the cheapest version of a task's model that keeps its quality, and prove it.
 
     TASK's function takes nothing and returns (model, task). A killed run goes on where it was: give the same command
-    again. The exit code is 0 on PASS, 1 on FAIL, 2 on INCONCLUSIVE, 3 if the input cannot be used.
+    again. The exit code is 0 on PASS, 1 on FAIL, 2 on INCONCLUSIVE, 3 if the input cannot be used,
+    4 if something broke.
 
     Examples:
       trimtab optimize fashion
@@ -475,18 +477,18 @@ def _command(storage: str | None) -> str:
 
 
 def main() -> None:
-    """Run the command line; the user's mistakes become one message and exit code 3."""
+    """Run the command line; the user's mistakes become one message and exit code 3, what nobody foresaw is 4."""
     try:
         # Left to itself, typer exits with 2 on a wrong flag, which here means INCONCLUSIVE.
         code = app(standalone_mode=False)
     except TrimtabError as error:
         code = _refuse(type(error).__name__, str(error))
     except typer.TyperException as error:
-        code = (
-            _refuse("UsageError", f"{error.format_message().rstrip('.')}. See trimtab --help.")
-            if str(error)
-            else USER_ERROR
-        )
+        told = f"{error.format_message().rstrip('.')}. See trimtab --help."
+        code = _refuse("UsageError", told) if str(error) else USER_ERROR
+    except Exception:  # noqa: BLE001 - Python would exit with 1, which here means FAIL
+        traceback.print_exc()
+        code = BROKEN
     if code == INTERRUPTED:
         Console(stderr=True).print("Stopped. What had ended is kept: give the same command again to go on.")
     sys.exit(code)

@@ -29,7 +29,7 @@ from trimtab.compress.recipes import (
     space_of,
 )
 from trimtab.core import Method, Recipe, Search, Skip, Trial
-from trimtab.errors import GoalError, MetricError, PlanError, RunError
+from trimtab.errors import GoalError, PlanError, RunError, TaskError
 from trimtab.forecast import Forecast, Served, served_in_floats, staircase_file
 from trimtab.measure.verdict import chance_of_all
 from trimtab.report.words import metric
@@ -357,8 +357,8 @@ def _result(own: Sampling, proposal: Proposal) -> Result:
         tried = None if why else _tried(under_way, recipe, only)
     except OutOfTime:
         why = under_way.late()
-    except (PlanError, MetricError) as error:
-        told = failed(under_way.job.held, recipe.name, key(recipe), error) if isinstance(error, MetricError) else None
+    except (PlanError, TaskError) as error:
+        told = failed(under_way.job.held, recipe.name, key(recipe), error) if isinstance(error, TaskError) else None
         why = told.why if told else str(error)
     if why:
         under_way.ended[named(recipe, only)] = Tried(recipe, skipped=(Skip(recipe.name, why),))

@@ -24,6 +24,7 @@ from trimtab.files import read_array, write_array, write_atomic
 from trimtab.graph.capture import capture
 from trimtab.prove import REPORT_FILE, name_finalists, prove, ship
 from trimtab.report.html import page
+from trimtab.report.shown import check_show
 from trimtab.report.terminal import PRUNE_PHASES, Progress
 from trimtab.runtimes.evaluate import usable
 from trimtab.search.study import study
@@ -66,6 +67,7 @@ def optimize(
     check(task)
     check_model(model, task)
     check_bounds(task, goal)
+    check_show(task)
     capture(model, task.select.batch(slice(0, 2)).inputs)  # what cannot become a graph is refused before it is trained
     runtimes = tuple(usable(target))
     folder = Path(run) if run else Path("runs") / task.name

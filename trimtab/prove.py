@@ -14,7 +14,7 @@ from trimtab.attempt import Job, Tried, exported, failed
 from trimtab.attribute import attribution, timeline
 from trimtab.compress.build import Built, key
 from trimtab.core import Recipe, Skip, Split, Trial
-from trimtab.errors import MetricError
+from trimtab.errors import MetricError, RuntimeFailed
 from trimtab.files import read_json, write_atomic
 from trimtab.forecast import Forecast, served_in_floats, staircase_file
 from trimtab.graph.save import load_graph
@@ -22,7 +22,7 @@ from trimtab.measure.quality import Scores, graded, held_against
 from trimtab.measure.verdict import in_order, judge
 from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE, Contender, Story, assemble, in_turn, steps
 from trimtab.report.html import page
-from trimtab.runtimes.evaluate import Raced, gain_over, measurements, race
+from trimtab.runtimes.evaluate import Exported, Raced, gain_over, measurements, race
 from trimtab.runtimes.profile import profile
 from trimtab.runtimes.trial import FREE, arrays
 from trimtab.search.ending import ending
@@ -80,7 +80,7 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], named: list[Trial]) -
     choice, verdict = named[shipped], verdicts[shipped]
     two = {BEST_FREE: files[BEST_FREE], CHOSEN: files[roles[shipped]]}
     more = {
-        "profile": cattrs.unstructure(profile(two, arrays(split), target=target, report=job.show.step)),
+        **_profiled(job, two, split),
         "finalists": in_turn(named[: len(last)], last, verdicts, shipped=shipped, num_tested=num_tested),
     }
     story = _story(job, free, ended, choice, more)
@@ -106,6 +106,17 @@ def _scored(
                 raise
             return scored, [failed(job.held, f"finalist {trial.candidate}", trial.id, error)]
     return scored, []
+
+
+def _profiled(job: Job, files: Mapping[str, Exported], split: Split) -> dict[str, Any]:
+    """What the files cost in other cases, for the page; nothing if one cannot be served so: it decides nothing."""
+    try:
+        found = profile(files, arrays(split), target=job.target, report=job.show.step)
+    except RuntimeFailed as error:
+        job.show.warn(f"other batch sizes and threads were not measured: {error}")
+        job.held.log(f"warning: not profiled: {error}")
+        return {}
+    return {"profile": cattrs.unstructure(found)}
 
 
 def _beside(job: Job, free: list[Trial]) -> dict[str, Trial]:

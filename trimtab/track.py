@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -166,22 +167,30 @@ def tracked(run: str | Path, track: Sequence[str]) -> Iterator[None]:
     def follow() -> None:
         while not ended.wait(POLL_S):
             for follower in followers:
-                follower.sync()
+                with suppress(Exception):  # told at the end, if it fails there too
+                    follower.sync()
 
     thread = threading.Thread(target=follow, daemon=True)
-    with ExitStack() as stack:
-        for follower in followers:
-            stack.callback(follower.close)
+    if followers:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
         if followers:
-            thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            if followers:
-                thread.join()
-            for follower in followers:
-                follower.sync()
+            thread.join()
+        for follower in followers:
+            _end(follower)
+
+
+def _end(follower: Follower) -> None:
+    """Send the rest. A tracker that is gone costs its log, and not the run."""
+    try:
+        follower.sync()
+        follower.close()
+    except Exception as error:  # noqa: BLE001 - a tracker may raise anything
+        why = f"{type(error).__name__}: {error}"
+        warnings.warn(f"not all was logged to {follower.name}: {why}", RuntimeWarning, stacklevel=2)
 
 
 @contextmanager
@@ -236,14 +245,14 @@ class Follower:
     """Sends what is new in a run's folder to one tracker."""
 
     def __init__(self, run: Path, name: str) -> None:
-        self._run, self._name = run, name
+        self._run, self.name = run, name
         self._tracker: Tracker | None = None
         self._sent: set[str] = set()
         self._judged = False
 
     @property
     def _file(self) -> Path:
-        return self._run / f"tracked-{self._name.partition(':')[0]}.json"
+        return self._run / f"tracked-{self.name.partition(':')[0]}.json"
 
     def sync(self) -> None:
         """Send the trials that have ended since, and the verdict once there is one."""
@@ -272,7 +281,7 @@ class Follower:
             read_json(self._file) if self._file.exists() else {"sent": [], "judged": False, "note": {}}
         )
         self._sent, self._judged = set(before["sent"]), before["judged"]
-        kind, _, where = self._name.partition(":")
+        kind, _, where = self.name.partition(":")
         if kind == "tensorboard":
             return TensorBoard(Path(where) if where else self._run / "tensorboard", before["note"])
         return MLflow(where or None, evidence["task"]["name"], before["note"])

@@ -47,6 +47,10 @@ def test_each_block_is_metered_for_one_inference(tmp_path: Path) -> None:
     assert metered(4) == [1.0] * 4
     metered(10)
     assert metered.block_joules == pytest.approx([0.1, 0.2])
+    lost = iter([{"a": Counter(1, 10)}, {}])
+    gone = Metered(lambda num: [1.0] * num, lambda: next(lost))
+    assert gone(2) == [1.0, 1.0]
+    assert gone.block_joules == [], "the package went in the middle of the block"
     silent = Metered(lambda num: [1.0] * num, dict)
     silent(3)
     assert silent.block_joules == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import wave
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from trimtab.core import Metric, Split, Task
 from trimtab.errors import TaskError
-from trimtab.report.shown import LONGEST_SECONDS, examples
+from trimtab.report.shown import LONGEST_SECONDS, check_show, examples
 from trimtab.tasks.metrics import f1
 
 NUM = 6
@@ -64,9 +65,13 @@ def test_a_picture_is_a_png_and_a_sound_a_wav_of_some_seconds() -> None:
         (lambda _: torch.zeros(2, 4, 4), r"it returned Tensor \(2, 4, 4\)"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(show: Callable[..., Any], words: str) -> None:
+def test_what_cannot_be_shown_is_refused_before_and_told_after(show: Callable[..., Any], words: str) -> None:
+    rng = np.random.default_rng(0)
+    names = ("train", "select", "verify")
+    data = {name: (rng.normal(size=(NUM, 5)).astype("float32"), np.arange(NUM) % 2) for name in names}
     with pytest.raises(TaskError, match=words):
-        shown(show)
+        check_show(Task.of("t", **data, show=show))
+    assert re.search(words, shown(show)[0]["text"])
 
 
 def test_a_metric_of_the_whole_is_shown_by_the_answers() -> None:

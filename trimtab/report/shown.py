@@ -44,9 +44,27 @@ def examples(
     found = []
     for at in order:
         label, before, after = told[at]
-        shown = _shown(task, split, at) if task.show else {"png": picture.png(at)}
+        shown = _shown_or_why(task, split, at) if task.show else {"png": picture.png(at)}
         found.append({**shown, "label": label, "before": before, "after": after, **_worse(named, scores, at)})
     return found
+
+
+def check_show(task: Task) -> None:
+    """Try the task's own function on a sample of `select`, before hours are spent.
+
+    Raises:
+        TaskError: it raised, or returned something else than text, a picture or a sound.
+    """
+    if task.show is not None:
+        _shown(task, task.select, 0)
+
+
+def _shown_or_why(task: Task, split: Split, at: int) -> dict[str, str]:
+    """The sample; or why it cannot be shown, as a verdict is not lost for that."""
+    try:
+        return _shown(task, split, at)
+    except TaskError as error:
+        return {"text": str(error)}
 
 
 def _are_pictures(split: Split) -> bool:
