@@ -43,6 +43,12 @@ def search(run: Path, **settings) -> tt.Artifact:
     return tt.optimize(model, task, target=TARGET, goal=GOAL, run=run, quiet=True, search=Search(**settings))
 
 
+def test_a_storage_that_is_not_there_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="cannot be used"):
+        search(tmp_path / "run", storage="sqlite:////nowhere/at/all/trials.db", trials=2)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_space_holds_what_comes_first_and_what_this_model_can_do() -> None:
     model, task = small.make()
     serving = {"fp32": ("eager", "openvino"), "bf16": ("openvino",), "int8": ("openvino",), "int4w": ("openvino",)}

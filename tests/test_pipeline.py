@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import trimtab as tt
 from tests import small
@@ -130,6 +132,16 @@ def test_a_run_of_something_else_is_refused(run: Path) -> None:
         tt.optimize(
             model, task, target=small.TARGET, goal=tt.Goal(keep=0.9), run=run, recipes=small.RECIPES, quiet=True
         )
+
+
+def test_another_activation_or_metric_of_the_same_name_is_another_run(run: Path) -> None:
+    """As many weights of the same names and shapes: the old artifact would be given for the new model."""
+    model, task = small.make()
+    other = nn.Sequential(*(nn.GELU() if isinstance(part, nn.ReLU) else part for part in model))
+    strict = dataclasses.replace(task, metric=dataclasses.replace(task.metric, per_sample=lambda y, t: 0.0 * t))
+    for changed, words in (((other, task), "model: the folder has"), ((model, strict), "functions of the task: ")):
+        with pytest.raises(RunError, match=words):
+            tt.optimize(*changed, target=small.TARGET, goal=small.GOAL, run=run, recipes=small.RECIPES, quiet=True)
 
 
 def test_verify_is_opened_by_the_verdict_and_nothing_else(tmp_path: Path) -> None:

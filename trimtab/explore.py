@@ -30,23 +30,33 @@ from trimtab.compress.recipes import (
 )
 from trimtab.core import Method, Recipe, Search, Skip, Trial
 from trimtab.errors import GoalError, PlanError, RunError, TaskError
-from trimtab.forecast import Forecast, Served, served_in_floats, staircase_file
+from trimtab.forecast import Forecast, Served, allowed_seconds, served_in_floats, staircase_file
 from trimtab.measure.verdict import chance_of_all
 from trimtab.report.words import metric
 from trimtab.runtimes.trial import Bench
 from trimtab.search.clock import Clock
 from trimtab.search.ending import lost
 from trimtab.search.halving import ETA, promoted
-from trimtab.search.sampler import BESIDE, BY_FORECAST, Proposal, Result, Sampler, all_picks, local, missing, shown
+from trimtab.search.sampler import (
+    BESIDE,
+    BY_FORECAST,
+    Proposal,
+    Result,
+    Sampler,
+    all_picks,
+    local,
+    missing,
+    require_storage,
+    shown,
+)
 from trimtab.search.space import FREE_PRECISIONS, LEARNING, best_free, choose, cost, gained, surely_gains, unrecovered
+from trimtab.search.study import CHOICE
 
 # What numbers of fewer bits may gain at most, where nothing was measured yet: a guess that only ranks.
 BITS_GAIN = 2.0
 # From this cost on, as a share of the best free baseline's, a candidate is not tried: beyond the forecast's error.
 SLOWER = 1.15
 UNTRAINED = {"epochs of recovery": NONE}
-# The part of a search that layers may be timed in, and what they may be timed in any, in seconds.
-FORECAST_SHARE, FORECAST_LEAST = 0.1, 30.0
 # Forecasts that ended proposals, for each candidate that may be tried: where most are slower, the search ends.
 FORESEEN = 10
 
@@ -108,7 +118,7 @@ def require_search(search: Search, recipes: tuple[Recipe, ...] | None) -> None:
 
     Raises:
         GoalError: both recipes and a search were given.
-        RunError: Optuna is not installed.
+        RunError: Optuna is not installed, or the storage cannot be reached.
     """
     if search.storage is None and search.trials is None:
         return
@@ -116,6 +126,8 @@ def require_search(search: Search, recipes: tuple[Recipe, ...] | None) -> None:
         raise GoalError("Give either recipes, which are all tried, or a Search with storage or trials; not both.")
     if why := missing():
         raise RunError(why)
+    if search.storage:
+        require_storage(search.storage)
 
 
 def explore(
@@ -168,7 +180,7 @@ def _time_left(under_way: Exploration, asked: Asked) -> bool:
     trials = asked.search.trials
     tried = sum(bool(one.screen) for one in under_way.ended.values())
     left = under_way.job.goal.minutes is not None if trials is None else trials > tried
-    return left and not under_way.job.held.has("choice") and under_way.clock.room()
+    return left and not under_way.job.held.has(CHOICE) and under_way.clock.room()
 
 
 def _listed(under_way: Exploration, recipes: Sequence[Recipe], *, settle: bool) -> None:
@@ -183,7 +195,7 @@ def _listed(under_way: Exploration, recipes: Sequence[Recipe], *, settle: bool) 
         if settle and (needless := _settled(under_way, recipe)):
             under_way.ended[key(recipe)] = Tried(recipe, skipped=(needless,))
             continue
-        if not before and (not under_way.clock.room() or job.held.has("choice")) and job.goal.minutes is not None:
+        if not before and (not under_way.clock.room() or job.held.has(CHOICE)) and job.goal.minutes is not None:
             under_way.ended[key(recipe)] = Tried(recipe, skipped=(late,))
             continue
         job.show.trial(place, len(recipes), recipe.name)
@@ -262,7 +274,7 @@ def _sampled(under_way: Exploration, asked: Asked) -> None:
     )
     own = Sampling(under_way, sampler, space, _forecast(under_way, search), worker)
     _replay(own)
-    if job.held.has("choice"):
+    if job.held.has(CHOICE):
         return
     _tell_space(job, space, url)
     while under_way.clock.room():
@@ -287,21 +299,10 @@ def _forecast(under_way: Exploration, search: Search) -> Forecast:
         minimise=job.goal.minimise,
         target=job.target,
         file=staircase_file(job.held.folder),
-        seconds=lambda: forecast_seconds(
+        seconds=lambda: allowed_seconds(
             under_way.clock.spent(), tried=len(under_way.ended), trials=search.trials, minutes=job.goal.minutes
         ),
     )
-
-
-def forecast_seconds(spent: float, *, tried: int, trials: int | None, minutes: float | None) -> float:
-    """How long layers may be timed: a tenth of what the search will take, by its minutes, or by its pace so far.
-
-    >>> forecast_seconds(100.0, tried=5, trials=40, minutes=None), forecast_seconds(1.0, tried=0, trials=9, minutes=5)
-    (80.0, 30.0)
-    """
-    if minutes is not None:
-        return FORECAST_SHARE * 60 * minutes
-    return max(FORECAST_LEAST, FORECAST_SHARE * spent * max(1.0, (trials or 0) / max(1, tried)))
 
 
 def _first(recipe: Recipe) -> bool:

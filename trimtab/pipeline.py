@@ -6,6 +6,7 @@ Every step that has ended is kept in the run's folder; the same call goes on fro
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ from trimtab.report.html import page
 from trimtab.report.shown import check_show
 from trimtab.report.terminal import PRUNE_PHASES, Progress
 from trimtab.runtimes.evaluate import usable
-from trimtab.search.study import study
+from trimtab.search.study import CHOICE, study
 from trimtab.tasks.bounds import check_bounds
 from trimtab.tasks.check import check, check_model, fingerprint, fingerprint_weights
+from trimtab.tasks.code import fingerprint_code
 
 
 def optimize(
@@ -68,30 +70,40 @@ def optimize(
     check_model(model, task)
     check_bounds(task, goal)
     check_show(task)
-    capture(model, task.select.batch(slice(0, 2)).inputs)  # what cannot become a graph is refused before it is trained
+    graph = capture(model, task.select.batch(slice(0, 2)).inputs)  # refused before it is trained, if it is no graph
     runtimes = tuple(usable(target))
     folder = Path(run) if run else Path("runs") / task.name
-    identity: dict[str, Any] = {
-        "trimtab": version("trimtab"),
-        "task": task.name,
-        "data": fingerprint(task),
-        "model": fingerprint_weights(model, values=task.fit is None),
-        "target": cattrs.unstructure(target),
-        "goal": cattrs.unstructure(goal),
-    }
-    asked = Asked(search, identity, samples=recipes is None)
-    identity = identity | {"recipes": [key(recipe) for recipe in tried], "seed": search.seed}
-    with study(folder, identity) as held, Progress(quiet=quiet) as show:
+    shared, own = _identity(model, str(graph.graph), task, target, goal)
+    own |= {"recipes": [key(recipe) for recipe in tried], "seed": search.seed}
+    asked = Asked(search, shared, samples=recipes is None)
+    budget = {"minutes": goal.minutes, "trials": search.trials}
+    with study(folder, shared | own, until=budget) as held, Progress(quiet=quiet) as show:
         if not held.has("artifact"):
             job = Job(pinned(held, model, task), target, goal, held, show, search.command)
             original = prepare(job, model)
             bench = bench_of(job, original)
             free, freely = free_baselines(job, bench, original, runtimes)
             ended = [freely, *explore(job, bench, original, free, tried, asked)]
-            named = held.once("choice", lambda: name_finalists(job, free, ended), list[Trial])
+            named = held.once(CHOICE, lambda: name_finalists(job, free, ended), list[Trial])
             proof = held.once("evidence", lambda: prove(job, free, ended, named), dict[str, Any])
             ship(job, original, free, ended, named, proof)
     return load_artifact(folder / "artifact").artifact
+
+
+def _identity(
+    model: nn.Module, graph: str, task: Task, target: Target, goal: Goal
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run is of: what all processes of one search must agree on, and what is this run's own."""
+    shared = {
+        "trimtab": version("trimtab"),
+        "task": task.name,
+        "data": fingerprint(task),
+        "model": fingerprint_weights(model, values=task.fit is None, graph=graph),
+        "target": cattrs.unstructure(replace(target, price_per_hour=None, watts=None)),
+        "goal": cattrs.unstructure(replace(goal, minutes=None)),
+    }
+    stated = {"price_per_hour": target.price_per_hour, "watts": target.watts}
+    return shared, {**stated, "functions of the task": fingerprint_code(task)}
 
 
 def prune(

@@ -19,12 +19,12 @@ from trimtab.errors import RunError
 from trimtab.files import read_json
 from trimtab.report.evidence import unfinished
 from trimtab.report.html import body, page, plot_data, title
-from trimtab.search.study import IDENTITY_FILE, LOG_FILE
+from trimtab.search.study import CHOICE, IDENTITY_FILE, LOG_FILE
 
 HOST = "127.0.0.1"
 PORT = 8700
 OURS = ("127.0.0.1", "localhost")
-PHASES = (("choice", "Judging the choice"), ("free", "Searching"), ("original", "Measuring what is free"))
+PHASES = ((CHOICE, "Judging the choice"), ("free", "Searching"), ("original", "Measuring what is free"))
 
 
 def live_evidence(run: Path) -> dict[str, Any]:

@@ -54,6 +54,19 @@ def test_a_folder_of_another_task_or_version_is_refused(tmp_path: Path, change: 
         pass
 
 
+def test_a_run_may_be_given_more_time_until_it_has_chosen(tmp_path: Path) -> None:
+    for minutes in (1, 2):
+        with study(tmp_path, IDENTITY, until={"minutes": minutes}) as held:
+            assert held.once("worker", lambda minutes=minutes: f"{minutes}", str) == "1"
+    with study(tmp_path, IDENTITY, until={"minutes": 2}) as held:
+        held.once("choice", lambda: "this", str)
+    with study(tmp_path, IDENTITY, until={"minutes": 2}) as held:
+        assert held.has("choice"), "as it was left"
+    words = "has chosen, with minutes=2, .* with minutes=3 it cannot go on"
+    with pytest.raises(RunError, match=words), study(tmp_path, IDENTITY, until={"minutes": 3}):
+        pass
+
+
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RunError, match=r"not a run's folder.*thesis\.tex"), study(tmp_path, IDENTITY):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tests.nets import net
 from trimtab.core import Fit, Task
 from trimtab.errors import TaskError
-from trimtab.tasks.check import check_model, evaluating, fingerprint
+from trimtab.tasks.check import check_model, evaluating, fingerprint, fingerprint_weights
 
 
 def data(num: int = 6, *, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -170,6 +170,26 @@ def test_the_metric_is_part_of_the_fingerprint():
 
     tasks = [Task.of("t", **given, loss=F.mse_loss, metric=Metric(name, F.mse_loss)) for name in ("a", "b")]
     assert fingerprint(tasks[0]) != fingerprint(tasks[1])
+
+
+def test_a_model_is_told_by_its_parts_and_what_is_done_between_them_not_by_an_address():
+    class Own(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def extra_repr(self):
+            return f"function={self.function}"
+
+    def of(model, graph=""):
+        return fingerprint_weights(model, values=True, graph=graph)
+
+    assert of(nn.Sequential(nn.ReLU())) == of(nn.Sequential(nn.ReLU()))
+    assert of(nn.Sequential(nn.ReLU())) != of(nn.Sequential(nn.GELU()))
+    assert of(nn.ReLU(), "relu") != of(nn.ReLU(), "relu, doubled")
+    first, second = (eval("lambda y: y") for _ in range(2))
+    assert repr(Own(first)) != repr(Own(second))
+    assert of(Own(first)) == of(Own(second))
 
 
 def test_evaluating_gives_each_part_its_mode_back_after_an_error():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,7 +94,7 @@ class Sampler:
         self._url, self._slots, self._seed, self._worker, self._alone = url, tuple(slots), seed, worker, alone
         self._all = all_picks(self._slots)
         wanted = json.loads(json.dumps({**identity, "space": [[slot.name, *slot.options] for slot in slots]}))
-        with self._reached():
+        with _reached(self._url):
             self._study, new = _opened(url)
             self._study.sampler = optuna.samplers.RandomSampler(seed=seed)  # of a trial that two processes asked for
             if new:
@@ -113,7 +114,7 @@ class Sampler:
 
     def ask(self) -> Proposal | None:
         """The next that nobody has tried, first of all what this process left undone; None if all have been tried."""
-        with self._reached():
+        with _reached(self._url):
             while True:
                 trial = self._undone() or (self._next() if self._queued() else None)
                 if trial is None and not self._enqueue_promising():
@@ -123,7 +124,7 @@ class Sampler:
 
     def tell(self, proposal: Proposal, result: Result) -> None:
         """Commit how a candidate ended."""
-        with self._reached():
+        with _reached(self._url):
             values = None if result.costs is None else _within(result.costs)
             self._end(proposal.number, values, {**result.notes, "rungs": [list(point) for point in result.rungs]})
 
@@ -131,7 +132,7 @@ class Sampler:
         """Keep what became known beside a proposal; if it was known already, nothing happens."""
         import optuna
 
-        with self._reached():
+        with _reached(self._url):
             if self._twin(-1, picks) is None and result.costs is not None:
                 ranges: dict[str, Any] = {
                     slot.name: optuna.distributions.IntDistribution(0, len(slot.options) - 1)
@@ -151,7 +152,7 @@ class Sampler:
 
     def ended(self) -> list[tuple[Proposal, Result]]:
         """Every candidate that has ended, of all processes, in the order of their numbers; repetitions are left out."""
-        with self._reached():
+        with _reached(self._url):
             trials = [one for one in self._study.get_trials(deepcopy=False) if one.state.is_finished()]
         found = []
         for one in trials:
@@ -280,21 +281,32 @@ class Sampler:
         while self._found(attribute) is None and time.monotonic() < until:
             time.sleep(POLL_S)
 
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        import optuna
-        import sqlalchemy.exc
 
-        try:
-            yield
-        except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise RunError(
-                f"The storage {shown(self._url)} cannot be used: {reason}. Check the address, that the database runs "
-                "and takes connections from here, and that its driver is installed (PostgreSQL: pip install "
-                "'psycopg[binary]', with an address that begins with postgresql+psycopg://). Then give the same "
-                "command again: what had ended is kept."
-            ) from error
+def require_storage(url: str) -> None:
+    """Refuse a storage that cannot be reached, before any work.
+
+    Raises:
+        RunError: it cannot.
+    """
+    with _reached(url):
+        _storage(url)
+
+
+@contextmanager
+def _reached(url: str) -> Iterator[None]:
+    import optuna
+    import sqlalchemy.exc
+
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise RunError(
+            f"The storage {shown(url)} cannot be used: {reason}. Check the address, that the database runs "
+            "and takes connections from here, and that its driver is installed (PostgreSQL: pip install "
+            "'psycopg[binary]', with an address that begins with postgresql+psycopg://). Then give the same "
+            "command again: what had ended is kept."
+        ) from error
 
 
 def _within(costs: tuple[float, float]) -> tuple[float, float]:
@@ -305,20 +317,20 @@ def _opened(url: str) -> tuple[Any, bool]:
     """The study in the storage, and whether it was made just now."""
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it reports every trial otherwise, as we do
-    options = {"connect_args": {"timeout": SQLITE_S}} if url.startswith("sqlite") else {}
-    storage = _storage(url, options)
+    storage = _storage(url)
     try:
         return optuna.create_study(storage=storage, study_name=STUDY, directions=["minimize", "minimize"]), True
     except optuna.exceptions.DuplicatedStudyError:
         return optuna.load_study(storage=storage, study_name=STUDY), False
 
 
-def _storage(url: str, options: dict[str, Any]) -> Any:
+def _storage(url: str) -> Any:
     """The storage, with its tables; two processes that make them at the same moment hinder each other."""
     import optuna
     import sqlalchemy.exc
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it reports every trial otherwise, as we do
+    options = {"connect_args": {"timeout": SQLITE_S}} if url.startswith("sqlite") else {}
     for _ in range(TABLES_TRIES):
         try:
             return optuna.storages.RDBStorage(url, engine_kwargs=options)
@@ -375,9 +387,10 @@ def local(folder: Path) -> str:
 def shown(url: str) -> str:
     """The address without its password.
 
-    >>> shown("postgresql://me:secret@host/trials")
-    'postgresql://me:***@host/trials'
+    >>> shown("postgresql://me:secret@host/trials"), shown("postgresql://host/trials?user=me&password=secret")
+    ('postgresql://me:***@host/trials', 'postgresql://host/trials?user=me&password=***')
     """
+    url = re.sub(r"([?&][^=&]*pass[^=&]*=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
     scheme, separator, rest = url.partition("://")
     who, at, where = rest.rpartition("@")
     return f"{scheme}{separator}{who.partition(':')[0]}:***@{where}" if at and ":" in who else url

@@ -19,6 +19,7 @@ from trimtab.files import LOCK_FILE, cannot_write, folder_atomic, locked, read_j
 T = TypeVar("T")
 IDENTITY_FILE = "run.json"
 LOG_FILE = "log.txt"
+CHOICE = "choice"  # the step that names what is put before the verdict
 
 
 class Study:
@@ -65,8 +66,13 @@ class Study:
 
 
 @contextmanager
-def study(folder: Path, identity: Mapping[str, Any]) -> Iterator[Study]:
+def study(folder: Path, identity: Mapping[str, Any], *, until: Mapping[str, Any] | None = None) -> Iterator[Study]:
     """Hold `folder` for the run that `identity` describes, new or resumed.
+
+    Args:
+        folder: of the run.
+        identity: what must be the same all along.
+        until: what may be another each time, until the run has chosen: how long to go on, say.
 
     Raises:
         RunError: the folder belongs to a run of something else, is held by a living process, or cannot be written.
@@ -74,10 +80,13 @@ def study(folder: Path, identity: Mapping[str, Any]) -> Iterator[Study]:
     _require_ours(folder)  # before a lock file is left in somebody else's folder
     with locked(folder):
         held = folder / IDENTITY_FILE
-        if held.exists():
-            _require_same(folder, _read_identity(held), dict(identity))
-        else:
-            write_json(held, dict(identity))
+        whole = {**identity, **({"budget": dict(until)} if until else {})}
+        before = _read_identity(held) if held.exists() else {}
+        if before:
+            _require_open(folder, before.get("budget", {}), dict(until or {}))
+            _require_same(folder, {name: before[name] for name in before if name != "budget"}, dict(identity))
+        if whole != before:
+            write_json(held, whole)
         sweep_parts(folder)
         yield Study(folder)
 
@@ -89,6 +98,18 @@ def _read_identity(held: Path) -> dict[str, Any]:
         raise RunError(
             f"{held} is damaged: {error}. Choose another folder with --run FOLDER, or delete this one."
         ) from error
+
+
+def _require_open(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if before != now and (folder / f"{CHOICE}.json").exists():
+        raise RunError(
+            f"{folder} has chosen, with {_listed(before)}, and the verify split was opened for that: with "
+            f"{_listed(now)} it cannot go on. Choose another folder with --run FOLDER."
+        )
+
+
+def _listed(budget: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in budget.items())
 
 
 def _require_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

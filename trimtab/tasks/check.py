@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator
 from itertools import combinations
 
@@ -215,9 +216,13 @@ def _classifies(task: Task) -> bool:
     return bool(task.labels) or task.loss is F.cross_entropy
 
 
-def fingerprint_weights(module: nn.Module, *, values: bool) -> str:
-    """SHA-256, in hex, of the module's class and the names and shapes of its weights, and of their values if asked."""
-    digest = hashlib.sha256(type(module).__name__.encode())
+def fingerprint_weights(module: nn.Module, *, values: bool, graph: str = "") -> str:
+    """SHA-256, in hex, of what the module is made of, and of its weights: names and shapes, their values if asked.
+
+    graph: what it computes, as text, where that is known; its parts do not tell what is done between them.
+    """
+    parts = re.sub(r" at 0x[0-9a-f]+", "", repr(module))
+    digest = hashlib.sha256(f"{type(module).__name__} {parts} {graph}".encode())
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if values:
