@@ -2,7 +2,7 @@
 
     scripts/bench verdict_calibration [--tasks 1000] [--jobs 2] [--only NAME ...]
     scripts/bench verdict_calibration --again "overlap, 0 to 1" 10000 [--tasks 20000]
-    scripts/bench verdict_calibration --kept [--tasks 1000]
+    scripts/bench verdict_calibration --kept [--tasks 1000] [--only "even loss"]
 
 A cell is a kind of metric, a number of verify samples and a true drop. Each task draws its samples from a population
 whose true drop is known exactly, as the population is a table of rows with probabilities. The margin is what the worst
@@ -333,7 +333,7 @@ def kept_cell(kind: Kind, worst: float, share: float, num: int, tasks: int) -> t
     return counts[0], counts[1]
 
 
-def kept_table(tasks: int) -> list[str]:
+def kept_table(tasks: int, only: Sequence[str] = ()) -> list[str]:
     """The margin is a share of what the samples show of the baseline, and errs as they do."""
     lines = [
         f"## False PASS where exactly a share is kept, {tasks:,} tasks",
@@ -345,7 +345,7 @@ def kept_table(tasks: int) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for kind, shares, worst in KEPT:
-        for share in shares:
+        for share in () if only and kind.name not in only else shares:
             for num in KEPT_SIZES:
                 shown = " | ".join(share_of(count, tasks) for count in kept_cell(kind, worst, share, num, tasks))
                 lines.append(f"| {kind.name} | {share:g} | {num:,} | {shown} |")
@@ -524,8 +524,11 @@ def main() -> None:
     chosen = parser.parse_args()
     began, results = time.perf_counter(), {}
     if chosen.kept:
-        table = kept_table(chosen.tasks)
-        write("verdict_calibration_kept", [*head(f"seed {SEED}", time.perf_counter() - began), *table])
+        table = kept_table(chosen.tasks, chosen.only or ())
+        write(
+            f"verdict_calibration_kept{'_again' if chosen.only else ''}",
+            [*head(f"seed {SEED}", time.perf_counter() - began), *table],
+        )
         return
     if chosen.again:
         kind, worst = next(pair for pair in KINDS if pair[0].name == chosen.again[0])

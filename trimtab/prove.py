@@ -53,7 +53,7 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], named: list[Trial]) -
     picked = _beside(job, free) | dict(zip(roles, named, strict=True))
     files = {role: exported(job, trial) for role, trial in picked.items()}
     split = task.verify.open(f"the verdict on {', then '.join(trial.candidate for trial in named)}")
-    raced = race(files, arrays(split), target=target, rounds=FINAL_ROUNDS, report=job.show.step)
+    raced = race(files, arrays(split), target=target, rounds=FINAL_ROUNDS, minimise=goal.minimise, report=job.show.step)
     scored, raised = _scored(job, picked, raced, split)
     gains = {
         role: gain_over(raced[BEST_FREE], raced[role], files=(files[BEST_FREE], files[role]), minimise=goal.minimise)

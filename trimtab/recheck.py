@@ -86,7 +86,7 @@ def verify(bundle: str | Path, task: Task, *, rounds: int = FINAL_ROUNDS, quiet:
     split = task.verify.open(f"verifying {opened.path}")
     with Progress(quiet=quiet, phases={"measuring again": 30}) as show:
         show.phase("measuring again")
-        raced = race(files, arrays(split), target=target, rounds=rounds, report=show.step)
+        raced = race(files, arrays(split), target=target, rounds=rounds, minimise=goal.minimise, report=show.step)
     scored = {role: graded(task, goal, one.answers, split) for role, one in raced.items()}
     drops = held_against(task, goal, split, scored[REFERENCE], scored[CHOSEN])
     claims = [

@@ -21,7 +21,16 @@ from trimtab.measure.speed import Timing
 from trimtab.runtimes import RUNTIMES
 from trimtab.runtimes.base import exporting
 from trimtab.runtimes.eager import Eager
-from trimtab.runtimes.evaluate import Exported, Raced, export_checked, gain_over, measurements, race, usable
+from trimtab.runtimes.evaluate import (
+    LEAST_STARTS,
+    Exported,
+    Raced,
+    export_checked,
+    gain_over,
+    measurements,
+    race,
+    usable,
+)
 
 
 def children() -> set[str]:
@@ -102,6 +111,25 @@ def test_a_gain_is_how_many_times_less_of_what_is_minimised(tmp_path: Path) -> N
     assert gain_over(*pair, files=files, minimise="size_bytes").value == 3.0
     memory = gain_over(*pair, files=files, minimise="memory_bytes")
     assert (memory.value, memory.low, memory.high) == (0.5, 0.5, 0.5), "twice the memory is no gain"
+    noisy = [
+        replace(one, peaks=peaks) for one, peaks in zip(pair, ((500,) * 6, (499, 501, 498, 499, 502, 499)), strict=True)
+    ]
+    memory = gain_over(*noisy, files=files, minimise="memory_bytes")
+    assert memory.low < 1 < memory.value, "a thousandth less is not told from nothing"
+    assert memory.n == 6
+
+
+def test_where_memory_counts_it_is_read_in_several_processes(tmp_path: Path) -> None:
+    graph, inputs = graph_and_inputs()
+    export_checked(graph, RUNTIMES["eager"], tmp_path, precision="fp32", inputs=inputs, target=Target())
+    files = {"one": Exported("eager", "fp32", tmp_path)}
+    before = children()
+    own = race(files, inputs, target=Target(), rounds=1, minimise="memory_bytes", asked=())["one"]
+    assert children() == before
+    assert len(own.peaks) == LEAST_STARTS
+    found = next(m for m in measurements(own, files["one"], Target()) if m.quantity == "memory_bytes")
+    assert (found.low, found.high, found.n) == (min(own.peaks), max(own.peaks), LEAST_STARTS)
+    assert found.low <= found.value <= found.high
 
 
 def test_which_runtimes_may_be_used() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch.fx import GraphModule
 
-from trimtab.core import Measurement, Precision, Ratio, Target
+from trimtab.core import Measurement, Precision, Quantity, Ratio, Target
 from trimtab.errors import RuntimeMissing
 from trimtab.measure.energy import Metered, energy
 from trimtab.measure.money import per_million
@@ -27,6 +27,8 @@ from trimtab.runtimes.process import Served
 
 CHECKED_SAMPLES = 32
 CHUNK = 100
+# Processes that are started where memory counts: one for so many rounds, but so many at least.
+ROUNDS_A_START, LEAST_STARTS = 4, 3
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Raced:
 
     loaded_s: how long it took to load, beside the others. block_joules: of one inference in each block, where the
     processor counts. others_cores: how many cores others kept busy meanwhile; None if the system does not tell.
+    peaks: the most memory that each of some further processes held, where memory is what counts.
     """
 
     timing: Timing
@@ -52,6 +55,7 @@ class Raced:
     loaded_s: float = 0.0
     block_joules: tuple[float, ...] = ()
     others_cores: float | None = None
+    peaks: tuple[int, ...] = ()
 
 
 def export_checked(
@@ -78,6 +82,7 @@ def race(
     *,
     target: Target,
     rounds: int,
+    minimise: Quantity = "latency_ms",
     asked: Collection[str] | None = None,
     report: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Raced]:
@@ -88,13 +93,18 @@ def race(
         inputs: [N, ...] each; the first batch of the target's size is what is timed.
         target: batch size and threads.
         rounds: blocks of each contestant, at least.
+        minimise: where it is memory, further processes are started for it, one for each four rounds: a single one
+            tells nothing of how much the next would differ.
         asked: whose answers are wanted; of the others only the first is computed. Default: all.
         report: is told of progress.
     """
+    example = tuple(x[: target.batch_size] for x in inputs)
+    starts = max(LEAST_STARTS, rounds // ROUNDS_A_START) if minimise == "memory_bytes" else 0
+    held = _peaks(contestants, example, target, starts)
     with ExitStack() as stack:
         served = _serve_all(contestants, target, stack)
         for process in served.values():
-            process.set_example(tuple(x[: target.batch_size] for x in inputs))
+            process.set_example(example)
         timers = {name: Metered(process.time) for name, process in served.items()}
         pids = [process.pid for process in served.values()]
         before = ticks(pids)
@@ -114,9 +124,24 @@ def race(
                 process.loaded_s,
                 tuple(timers[name].block_joules[1:]),  # the first is the warm-up
                 others,
+                held[name],
             )
             for name, process in served.items()
         }
+
+
+def _peaks(
+    contestants: Mapping[str, Exported], example: tuple[np.ndarray, ...], target: Target, starts: int
+) -> dict[str, tuple[int, ...]]:
+    """The most memory that `starts` processes of each held, in turns: loaded, and asked a few times."""
+    peaks: dict[str, list[int]] = {name: [] for name in contestants}
+    for _ in range(starts):
+        for name, one in contestants.items():
+            with Served(one.runtime, one.folder, precision=one.precision, threads=target.threads) as process:
+                process.set_example(example)
+                process.warm_up()
+                peaks[name].append(process.peak_bytes())
+    return {name: tuple(found) for name, found in peaks.items()}
 
 
 def _serve_all(contestants: Mapping[str, Exported], target: Target, stack: ExitStack) -> dict[str, Served]:
@@ -141,15 +166,16 @@ def measurements(raced: Raced, exported: Exported, target: Target) -> tuple[Meas
     p50 = latency(raced.timing)
     once = {
         "size_bytes": (float(size_bytes(exported.folder)), "B"),
-        "memory_bytes": (float(raced.peak_bytes), "B"),
         "load_s": (raced.loaded_s, "s"),
     }
     if target.price_per_hour is not None:
         price = per_million(p50.value, price_per_hour=target.price_per_hour, batch_size=target.batch_size)
         once["price_per_million"] = (price, "of the stated currency")
     joules = energy(raced.block_joules, latency_ms=p50.value, batch_size=target.batch_size, watts=target.watts)
+    held = np.array(raced.peaks or (raced.peak_bytes,), dtype=float)
     return (
         p50,
+        Measurement("memory_bytes", float(np.median(held)), "B", len(held), float(held.min()), float(held.max())),
         *(Measurement(name, value, unit, 1, value, value) for name, (value, unit) in once.items()),
         *tails(raced.timing),
         throughput(raced.timing, batch_size=target.batch_size),
@@ -161,10 +187,9 @@ def gain_over(baseline: Raced, candidate: Raced, *, files: tuple[Exported, Expor
     """How many times less of what the goal minimises the candidate takes; `files` are the baseline's and its own."""
     if minimise == "latency_ms":
         return gain(np.array(baseline.timing.block_medians), np.array(candidate.timing.block_medians))
-    if minimise == "size_bytes":
-        value = size_bytes(files[0].folder) / size_bytes(files[1].folder)
-    else:
-        value = baseline.peak_bytes / candidate.peak_bytes
+    if minimise == "memory_bytes":
+        return gain(*(np.array(one.peaks or (one.peak_bytes,)) for one in (baseline, candidate)))
+    value = size_bytes(files[0].folder) / size_bytes(files[1].folder)
     return Ratio(value, value, value, 1)
 
 

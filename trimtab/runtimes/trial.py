@@ -36,7 +36,8 @@ def try_free(bench: Bench, files: Mapping[str, Exported]) -> list[Outcome]:
     """The original in every runtime and precision that costs nothing, all timed in one race."""
     split = bench.task.select
     started = time.perf_counter()
-    raced = race(files, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS)
+    minimise = bench.goal.minimise
+    raced = race(files, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS, minimise=minimise)
     outcomes = []
     for name, exported in files.items():
         try:
@@ -75,7 +76,8 @@ def try_one(bench: Bench, free: Exported, own: Exported, *, recipe: str) -> Tria
     split = bench.task.select
     started = time.perf_counter()
     files = {"free": free, "own": own}
-    raced = race(files, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS, asked={"own"})
+    minimise = bench.goal.minimise
+    raced = race(files, arrays(split), target=bench.target, rounds=TRIAL_ROUNDS, minimise=minimise, asked={"own"})
     own_scores = graded(bench.task, bench.goal, raced["own"].answers, split)
     drops = held_against(bench.task, bench.goal, split, bench.reference, own_scores)
     return Trial(
@@ -86,7 +88,7 @@ def try_one(bench: Bench, free: Exported, own: Exported, *, recipe: str) -> Tria
         precision=own.precision,
         select=drops[0],
         measurements=measurements(raced["own"], own, bench.target),
-        gain=gain_over(raced["free"], raced["own"], files=(free, own), minimise=bench.goal.minimise),
+        gain=gain_over(raced["free"], raced["own"], files=(free, own), minimise=minimise),
         seconds=time.perf_counter() - started,
         folder=own.folder.name,
         also=drops[1:],
