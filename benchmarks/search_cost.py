@@ -17,8 +17,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import shutil
+import sqlite3
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,8 @@ from torch import nn
 
 from trimtab.core import Fit, Goal, Split, Target, Task
 from trimtab.files import read_json, write_json
+from trimtab.search.sampler import STORAGE_FILE
+from trimtab.search.space import FREE_PRECISIONS
 from trimtab.tasks.fashion import fashion
 
 ROOT = Path(__file__).parents[1]
@@ -136,9 +142,22 @@ def run(name: str, work: Path, *, seeds: int, only: list[str] | None, again: boo
 
 
 def rows_of(work: Path) -> list[dict[str, Any]]:
-    """The strategies that ended, each with its curve."""
-    files = sorted((work / "curves").glob("*.json"))
-    return [read_json(file) for file in files]
+    """The strategies that ended, each with its curve, and with what a search foresaw."""
+    rows = [read_json(file) for file in sorted((work / "curves").glob("*.json"))]
+    for row in rows:
+        row["foreseen"] = foreseen(work / "runs" / f"{row['strategy']} {row['seed']}" / STORAGE_FILE)
+    return rows
+
+
+def foreseen(storage: Path) -> list[tuple[float, float]]:
+    """What floats were foreseen to cost and did cost, as shares of the best free baseline's; none without a search."""
+    notes: dict[int, dict[str, Any]] = defaultdict(dict)
+    if storage.exists():
+        with closing(sqlite3.connect(storage)) as connection:
+            for number, key, value in connection.execute("SELECT trial_id, key, value_json FROM trial_user_attributes"):
+                notes[number][key] = json.loads(value)
+    told = [one for one in notes.values() if "forecast" in one and "gain" in one]
+    return [(one["forecast"], 1 / one["gain"]) for one in told if one["served"].split()[-1] in FREE_PRECISIONS]
 
 
 if __name__ == "__main__":

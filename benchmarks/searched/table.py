@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from kept import Part, Row
@@ -49,7 +49,8 @@ def report(parts: dict[str, Part], titles: Sequence[str]) -> list[str]:
         "and the families see one draw from their candidates, in another order with each seed.",
     ]
     for title, part in parts.items():
-        lines += ["", f"## {title}", "", f"Measured {part.made}.", "", *aim(part.rows), "", *table(part.rows)]
+        told = [*aim(part.rows), *foreseen(part.rows)]
+        lines += ["", f"## {title}", "", f"Measured {part.made}.", "", *told, "", *table(part.rows)]
     missing = [title for title in titles if title not in parts]
     return [*lines, "", f"Not run: {', '.join(missing)}."] if missing else lines
 
@@ -72,6 +73,19 @@ def aim(rows: Sequence[Row]) -> list[str]:
         f"{whole['evaluations']} evaluations, should be reached in at most a quarter of them ({limit:.0f}): this "
         f"{word}. Ours, by seed: {told} evaluations; {seconds} seconds, of the grid's {whole['seconds']:.0f}.",
         f"- After a quarter of them, as shares of it: {', '.join(early_shares(rows, whole))}.",
+    ]
+
+
+def foreseen(rows: Sequence[Row]) -> list[str]:
+    """How far the costs of candidates in floats were from what was foreseen before they were made; nothing if none."""
+    pairs = [pair for row in rows for pair in row.get("foreseen", ())]
+    if not pairs:
+        return []
+    errors = sorted(abs(forecast / cost - 1) for forecast, cost in pairs)
+    half = sum(error <= 0.1 for error in errors)
+    return [
+        f"- What floats cost was foreseen for {len(errors)} that were measured then: the median error is "
+        f"{100 * median(errors):.0f} %, {half} are within 10 %, the largest is {100 * errors[-1]:.0f} %."
     ]
 
 

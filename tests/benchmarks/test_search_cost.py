@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import cattrs
 import pytest
+from search_cost import rows_of
 from searched import cells, table
 
 from trimtab.core import Drop, Measurement, Outcome, Ratio, Slot, Trial
@@ -75,6 +79,27 @@ def test_report_says_whether_the_aim_is_met() -> None:
     assert "The better grid's hypervolume, 0.600 after 30 evaluations" in text
     assert "this does not hold" in "\n".join(table.report({"MiniLM": table.Part("now", [whole, slow])}, ["MiniLM"]))
     assert "The aim is not decided" in "\n".join(table.report({"MiniLM": table.Part("now", [whole])}, ["MiniLM"]))
+
+
+def test_what_was_foreseen_of_floats_is_read_from_the_storage_and_told(tmp_path: Path) -> None:
+    file = tmp_path / "runs" / "ours 0" / "trials.db"
+    file.parent.mkdir(parents=True)
+    told = [("eager fp32", 0.5, 2.5), ("eager bf16", 0.6, 2.0), ("eager int8", 0.9, 4.0), ("eager fp32", 0.3, None)]
+    with closing(sqlite3.connect(file)) as base:
+        base.execute("CREATE TABLE trial_user_attributes (trial_id, key, value_json)")
+        for number, (served, forecast, gain) in enumerate(told):
+            notes = {"served": served, "forecast": forecast} | ({} if gain is None else {"gain": gain})
+            for key, value in notes.items():
+                base.execute("INSERT INTO trial_user_attributes VALUES (?, ?, ?)", (number, key, json.dumps(value)))
+        base.commit()
+    write_json(tmp_path / "curves" / "ours 0.json", rows("ours", (1, 1.0, 0.5)))
+    write_json(tmp_path / "curves" / "grid 0.json", rows("grid", (1, 1.0, 0.5)))
+    found = rows_of(tmp_path)
+    assert {row["strategy"]: row["foreseen"] for row in found} == {"grid": [], "ours": [(0.5, 0.4), (0.6, 0.5)]}
+    (line,) = table.foreseen(found)
+    assert "foreseen for 2 " in line
+    assert "median error is 22 %, 0 are within 10 %, the largest is 25 %" in line
+    assert table.foreseen(rows_of(tmp_path / "nothing")) == []
 
 
 def test_the_grid_is_part_of_the_space_and_families_change_one_thing() -> None:
