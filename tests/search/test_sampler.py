@@ -91,13 +91,13 @@ def test_what_has_ended_is_told_with_its_costs_notes_and_rungs(tmp_path: Path) -
     one = sampler(tmp_path)
     first = one.ask()
     assert first
-    one.tell(first, Result((0.5, 99.0), {"gain": 2.0}, rungs=((0.4, 1.0),)))
+    one.tell(first, Result((0.5, 20.0), {"gain": 2.0}, rungs=((0.4, 1.0),)))
     second = one.ask()
     assert second
     one.tell(second, Result(None, {"why": "it failed"}))
     (known, result), (_, failure) = sampler(tmp_path).ended()
     assert known == Proposal(0, {"cut": "-", "numbers": "int8"}, "a")
-    assert result.costs == (0.5, 3.0), "how far beyond the bound is of no interest"
+    assert result.costs == (0.5, 20.0), "how far beyond the bound it is tells where to look"
     assert result.notes["gain"] == 2.0
     assert result.rungs == ((0.4, 1.0),)
     assert failure.costs is None
@@ -159,6 +159,25 @@ def test_what_both_gave_up_is_tried_in_the_end(tmp_path: Path) -> None:
     while proposal := one.ask():
         one.tell(proposal, Result(costs(proposal.picks)))
     assert len(one.ended()) == len(list(all_picks(SLOTS)))
+
+
+@pytest.mark.parametrize("gentlest", ["first", "last"])
+def test_where_all_that_was_tried_loses_far_too_much_what_is_gentler_comes_next(tmp_path: Path, gentlest: str) -> None:
+    """Nothing is within the bound yet, so only how far beyond it each is tells where to look."""
+    cuts = "0123456789" if gentlest == "first" else "9876543210"
+    slots = (Slot("cut", tuple(cuts), ordered=True),)
+    for seed in range(5):
+        folder = tmp_path / f"{seed}"
+        folder.mkdir()
+        own = sampler(folder, slots=slots, first=[{"cut": cut} for cut in "987"], seed=seed)
+        for _ in range(3):
+            proposal = own.ask()
+            assert proposal
+            cut = int(proposal.picks["cut"])
+            own.tell(proposal, Result((1 - cut / 12, 1.0 * cut**2)))
+        following = own.ask()
+        assert following
+        assert int(following.picks["cut"]) <= 4, "81, 64 and 49 times what is allowed were lost at 9, 8 and 7"
 
 
 def test_a_storage_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ SAME = "same as"  # of what was proposed again: the number of the one before
 BY_FORECAST = "foreseen"  # of what was left out by a forecast: only its cost is known, if that
 TABLES_TRIES = 5
 WAIT_S, POLL_S, SQLITE_S = 30.0, 0.2, 60.0
-# beyond these a candidate's quality is of no interest
-LEAST_LOST, MOST_LOST = -1.0, 3.0
+# Beyond these a candidate's quality is of no interest; how far beyond the bound it is tells where to look.
+LEAST_LOST, MOST_LOST = -1.0, 100.0
 
 
 @dataclass(frozen=True)

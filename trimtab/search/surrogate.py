@@ -43,7 +43,8 @@ class Seen:
 def most_promising(slots: Sequence[Slot], seen: Sequence[Seen], left: Sequence[Picks], *, seed: str) -> Picks:
     """Of `left`, the picks that are expected to add most to the hypervolume up to the corner (1, 1).
 
-    Where nothing is expected of any, or fewer than two costs of a kind are known, they are drawn. Of more than 20,000
+    Where nothing is expected of any, that whose loss is the least at best, of those that may be cheaper: the nearest to
+    what is allowed. They are drawn if none may be, or fewer than two costs of a kind are known. Of more than 20,000
     left, so many are drawn first.
 
     Args:
@@ -73,7 +74,10 @@ def most_promising(slots: Sequence[Slot], seen: Sequence[Seen], left: Sequence[P
         mean[: len(left), None] + deviation[: len(left), None] * QUANTILES for mean, deviation in (cost, loss)
     )
     gains = expected_gain(points, np.exp(costs_of), np.maximum(0.0, unsqueezed(losses_of)))
-    return left[int(gains.argmax())] if gains.max() > 0 else rng.choice(left)
+    if gains.max() > 0:
+        return left[int(gains.argmax())]
+    cheaper = np.flatnonzero(costs_of.min(1) < 0)
+    return left[int(cheaper[losses_of[cheaper].min(1).argmin()])] if len(cheaper) else rng.choice(left)
 
 
 def expected_gain(points: Sequence[tuple[float, float]], costs: Array, losses: Array) -> Array:
