@@ -338,7 +338,11 @@ def evidence() -> Evidence:
         "profile": profile(),
         "latency_samples": latency_samples(),
         "examples": examples(),
-        "reproduce": {"command": "trimtab optimize fashion --keep 0.99", "seed": 0},
+        "reproduce": {
+            "command": "trimtab optimize fashion --keep 0.99 --seed 3",
+            "training_seed": 0,
+            "search_seed": 3,
+        },
         "paths": {
             "artifact": "runs/fashion/artifact",
             "evidence": "runs/fashion/artifact/evidence.json",

@@ -284,3 +284,12 @@ def test_finalists_are_shown_in_their_order_with_what_each_came_to() -> None:
     assert "640 more samples would decide" in later
     assert "not tested" in later
     assert "Finalists" not in outline(page(sample.failed())).text, "one alone is no order"
+
+
+def test_the_seeds_of_training_and_search_are_told_apart() -> None:
+    evidence = sample.evidence()
+    assert "--keep 0.99 --seed 3    # seed of the training 0, of the search 3" in outline(page(evidence)).text
+    evidence["reproduce"]["training_seed"] = None
+    assert "--seed 3    # seed of the search 3" in outline(page(evidence)).text, "it came trained"
+    evidence["reproduce"] = {"command": "trimtab optimize fashion --seed 3", "seed": 0}
+    assert "--seed 3    # seed of the training 0Use it from Python" in outline(page(evidence)).text

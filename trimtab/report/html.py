@@ -387,7 +387,7 @@ def _reproduce(evidence: Evidence) -> str:
     paths, reproduce = evidence["paths"], evidence["reproduce"]
     python, shell = usage(evidence)
     blocks = (
-        ("Make it again", f"{reproduce['command']}    # seed {reproduce['seed']}"),
+        ("Make it again", f"{reproduce['command']}{_seeds(reproduce)}"),
         ("Use it from Python", python),
         ("Use it from the shell", shell),
     )
@@ -408,6 +408,13 @@ def _reproduce(evidence: Evidence) -> str:
     return section(
         "reproduce", "Use and reproduce", f'{code}<h3>How it was judged</h3><dl class="facts">{_facts(how)}</dl>'
     )
+
+
+def _seeds(reproduce: Mapping[str, Any]) -> str:
+    """The seeds as a comment after the command; evidence of before names that of the training alone, as `seed`."""
+    named = {"training": reproduce.get("training_seed", reproduce.get("seed")), "search": reproduce.get("search_seed")}
+    told = [f"of the {what} {seed}" for what, seed in named.items() if seed is not None]
+    return f"    # seed {', '.join(told)}" if told else ""
 
 
 def _points_of(evidence: Evidence) -> list[dict[str, Any]]:
