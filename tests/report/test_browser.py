@@ -147,6 +147,23 @@ def test_plot_follows_the_theme_while_the_page_is_open(browser: webdriver.Chrome
     assert browser.execute_script(colour) != before
 
 
+@pytest.mark.parametrize(
+    ("quantity", "shown"),
+    [("size_bytes", ["50 kB", "100 kB", "200 kB", "500 kB", "1 MB"]), ("memory_bytes", ["38 MB", "40 MB", "42 MB"])],
+)
+def test_bytes_on_the_axis_read_as_elsewhere(
+    browser: webdriver.Chrome, tmp_path: Path, quantity: str, shown: list[str]
+) -> None:
+    evidence = sample.minimising(quantity)
+    path = tmp_path / f"{quantity}.html"
+    path.write_text(page(evidence), encoding="utf-8")
+    show(browser, path, "light")
+    texts = [tick.text for tick in browser.find_elements("css selector", "#tradeoff .xtick text")]
+    assert [text for text in texts if text in shown] == shown
+    assert len(browser.find_elements("css selector", "#tradeoff .scatterlayer .point")) == len(evidence["trials"])
+    assert browser.get_log("browser") == []
+
+
 def test_every_figure_is_drawn(browser: webdriver.Chrome, tmp_path: Path) -> None:
     path = tmp_path / "figures.html"
     path.write_text(page(sample.evidence()), encoding="utf-8")

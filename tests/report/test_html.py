@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from tests.report import sample
-from trimtab.report.html import page, pareto
+from trimtab.report import words
+from trimtab.report.html import page
+from trimtab.report.tradeoff import pareto
 
 VOID = {"meta", "link", "img", "br", "path"}
 NASTY = "<script>alert(1)</script>&\"'</title>"
@@ -44,6 +46,13 @@ def outline(html: str) -> Outline:
     parser.feed(html)
     assert parser.open == []
     return parser
+
+
+def data_of(html: str) -> dict[str, Any]:
+    """What `page.js` draws."""
+    found = re.search(r'(?s)<script type="application/json" id="data">(.*?)</script>', html)
+    assert found is not None
+    return dict(json.loads(found[1]))
 
 
 def body(html: str) -> str:
@@ -218,6 +227,66 @@ def test_trial_without_latency_is_listed_but_not_drawn() -> None:
 def test_pareto_front() -> None:
     assert pareto([]) == []
     assert pareto([(1, 5), (2, 5), (3, 6), (2.5, 4)]) == [(1, 5), (3, 6)]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "noun", "column", "text"),
+    [("size_bytes", "Size", 3, "96.4 kB"), ("memory_bytes", "Peak memory", 4, "38.6 MB")],
+)
+def test_the_trade_off_is_drawn_in_what_the_goal_minimises(quantity: str, noun: str, column: int, text: str) -> None:
+    evidence = sample.minimising(quantity)
+    html = page(evidence)
+    found, data = outline(html), data_of(html)
+    assert f"{noun} against accuracy" in found.text
+    (label,) = (attrs["aria-label"] for _, attrs in found.tags if attrs.get("id") == "tradeoff")
+    assert str(label).startswith(f"accuracy against {noun.lower()} of every candidate")
+    assert data["bytes"]
+    assert "ms" not in data["x_title"]
+    assert noun.lower() in data["x_title"]
+    point = data["points"][sample.CHOSEN]
+    assert point["x"] == evidence["trials"][sample.CHOSEN]["measurements"][column - 2]["value"]
+    times = words.times(evidence["verdict"]["gain"])
+    assert point["text"].endswith(f"89.6 %, {text}, {times} vs best free")
+    row = html[html.index(f'id="{point["row"]}"') :].split("</tr>")[0]
+    assert re.findall(r"<div>([^<]*)", row)[column - 1] == text, "the table has the figure too"
+    assert [x for x, _ in data["front"]] == [data["points"][place]["x"] for place in (13, 12, 10, 2)]
+
+
+@pytest.mark.parametrize(("quantity", "best"), [("latency_ms", "fastest"), ("size_bytes", "smallest")])
+def test_a_run_that_lasts_tells_of_the_best_so_far_in_what_it_minimises(quantity: str, best: str) -> None:
+    text = outline(page(sample.minimising(quantity) | {"verdict": None, "rows": []})).text
+    assert f"The {best}: prune .7 + distill + int8 (openvino int8)" in text
+
+
+def test_a_latency_is_drawn_as_such() -> None:
+    html = page(sample.evidence())
+    data = data_of(html)
+    assert not data["bytes"]
+    assert "ms" in data["x_title"]
+    assert "89.6 %, 0.211 ms, 2.9× vs best free" in data["points"][sample.CHOSEN]["text"]
+    assert "peak memory" not in html[html.index('id="trials"') :].lower()
+
+
+def test_the_front_is_that_of_the_search_where_the_plot_can_show_it() -> None:
+    evidence = sample.evidence()
+    places = {"t13": 13, "t12": 12, "t10": 10, "t03": 3, "t06": 6}
+
+    def front(*named: str) -> Any:
+        evidence["search"]["pareto"] = list(named)
+        return data_of(page(evidence))["front"]
+
+    def drawn(*named: str) -> Any:
+        points = data_of(page(evidence))["points"]
+        return [[points[places[one]]["x"], points[places[one]]["y"]] for one in named]
+
+    assert front("t13", "t10", "t03") == drawn("t13", "t10", "t03"), "raced, t12 was beaten"
+    assert "by the bound that suffers most" in page(evidence)
+    own = drawn("t13", "t12", "t10", "t03")
+    assert front("t13", "t06", "t10", "t03") == own, "t06 costs more than t10 in the plot and is worse"
+    assert front("t13", "gone") == front() == own
+    assert "by the bound that suffers most" not in page(evidence)
+    del evidence["search"]
+    assert data_of(page(evidence))["front"] == own
 
 
 def luminance(colour: str) -> float:
