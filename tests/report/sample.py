@@ -449,6 +449,7 @@ def bounded() -> Evidence:
         }
         for drop, word, more in told
     ]
+    found["search"] |= {"nearest_miss": True, "next": "Recover for longer (--minutes), or take less away."}
     for place, row in enumerate(found["rows"]):
         row["others_cores"] = 0.1 * place
         row["more"] = {

@@ -91,6 +91,7 @@ def nasty(value: Any) -> Any:
 def test_every_text_is_escaped() -> None:
     evidence = sample.evidence()
     evidence["coverage"]["layers"][0] |= {"layer": NASTY, "why": NASTY}
+    evidence["search"] |= {"next": NASTY, "costliest": {"step": NASTY, "metric_lost": 0.1}}
     for key in ("examples", "skipped", "steps", "machine", "versions", "paths", "reproduce", "layers", "sensitivity"):
         evidence[key] = nasty(evidence[key])
     evidence["task"] |= {"name": NASTY, "metric": NASTY}
@@ -156,11 +157,60 @@ def test_empty_parts_are_left_out(part: str) -> None:
     assert shorter.count("<section") < whole.count("<section")
 
 
-def test_evidence_of_before_has_a_page_too() -> None:
-    evidence = sample.evidence()
-    for part in ("layers", "coverage", "sensitivity", "staircase", "timeline", "profile"):
+@pytest.mark.parametrize("make", [sample.evidence, sample.failed])
+def test_evidence_of_before_has_a_page_too(make: Any) -> None:
+    evidence = make()
+    for part in ("layers", "coverage", "sensitivity", "staircase", "timeline", "profile", "search"):
         del evidence[part]
-    assert "Result" in outline(page(evidence)).text
+    text = outline(page(evidence)).text
+    assert "Result" in text
+    assert "How the search ended" not in text
+    assert "nearest miss" not in text
+
+
+def card(html: str, name: str) -> str:
+    """The text of one section."""
+    return outline(
+        html[html.index(f'<section class="card" aria-labelledby="{name}"') :].split("</section>")[0] + "</section>"
+    ).text
+
+
+def test_how_the_search_ended_is_shown() -> None:
+    text = card(page(sample.evidence()), "ended")
+    assert "prune .5, accuracy −5.7 points on select" in text
+    assert "the best of 8 recipes, which flatters it on select; accuracy −0.3 on select, −0.3 on verify" in text
+    assert "to try next" not in text, "it passed"
+    one = sample.evidence()
+    one["search"] |= {"candidates": 1, "costliest": None}
+    assert "the one recipe that was measured; accuracy −0.3 on select" in card(page(one), "ended")
+    assert "cost most" not in card(page(one), "ended")
+    one["search"]["costliest"] = {"step": "int8", "metric_lost": 0.0004}
+    assert "cost most" not in card(page(one), "ended"), "it rounds to nothing"
+
+
+def test_what_the_bounds_tell_is_not_told_twice() -> None:
+    evidence = sample.bounded()
+    html = page(evidence)
+    assert "is the best of 8 recipes" in card(html, "bounds")
+    assert "best of" not in card(html, "ended")
+    evidence["search"] |= {"costliest": None, "nearest_miss": False, "next": ""}
+    assert "How the search ended" not in page(evidence)
+
+
+def test_a_miss_is_named_as_such_with_what_to_try_next() -> None:
+    evidence = sample.failed()
+    html = page(evidence)
+    assert '<span class="badge FAIL">FAIL</span><span class="badge miss">nearest miss</span>' in html
+    text = card(html, "ended")
+    assert "nothing that was tested passed, and this came nearest" in text
+    assert "prune .5, negative error −0.057 on select" in text
+    assert "what was found is no cheaper for sure." in text
+    evidence["search"]["candidates"] = 0
+    assert "so that this is the best free baseline" in card(page(evidence), "ended")
+    assert "best of 0" not in page(evidence)
+    for make in (sample.evidence, sample.inconclusive):
+        assert "nearest miss" not in page(make()).replace(".miss", ""), "it is no FAIL"
+    assert "Bring about 640 more verify samples" in card(page(sample.inconclusive()), "ended")
 
 
 def test_steps_layers_and_coverage_are_told_in_words_too() -> None:

@@ -13,11 +13,12 @@ import numpy as np
 
 from trimtab.measure.verdict import NOUN
 from trimtab.report import words
+from trimtab.report.ended import ended, nearest_miss
 from trimtab.report.examples import examples
 from trimtab.report.figures import coverage_map, layers, sensitivity, serving, staircase, timeline, waterfall
 from trimtab.report.figures import plot_data as more_plot_data
 from trimtab.report.finalists import finalists
-from trimtab.report.parts import Evidence, badge, changed, section, small, table
+from trimtab.report.parts import Evidence, badge, changed, facts, section, small, table
 from trimtab.report.tradeoff import chosen, row_name, tradeoff
 from trimtab.report.tradeoff import plot_data as tradeoff_data
 from trimtab.report.usage import usage
@@ -69,6 +70,7 @@ def body(evidence: Evidence) -> str:
     sections = (
         _verdict,
         _rows,
+        ended,
         _bounds,
         finalists,
         tradeoff,
@@ -140,9 +142,10 @@ def _verdict(evidence: Evidence) -> str:
         old, new = rows["reference"], rows["chosen"]
         for key, label in (("latency", "latency vs the model as it came"), ("size", "on disk vs the model as it came")):
             tiles.append((words.factor(old[key]["value"] / new[key]["value"]), label))
+    miss = '<span class="badge miss">nearest miss</span>' if nearest_miss(evidence) else ""
     items = "".join(f"<li><b>{escape(value)}</b><span>{escape(label)}</span></li>" for value, label in tiles)
     return (
-        f'<section class="verdict" aria-labelledby="verdict">{badge(word)}<h1 id="verdict">'
+        f'<section class="verdict" aria-labelledby="verdict">{badge(word)}{miss}<h1 id="verdict">'
         f'{escape(words.headline(evidence))}</h1><p class="lead" id="sentence">{escape(words.sentence(evidence))}</p>'
         f'{why}<ul class="tiles">{items}</ul></section>'
     )
@@ -343,11 +346,6 @@ def _trials(evidence: Evidence) -> str:
     )
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
-    pairs = ((name, ", ".join(map(str, value)) if isinstance(value, list) else value) for name, value in facts.items())
-    return "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in pairs)
-
-
 def _machine(evidence: Evidence) -> str:
     machine = {
         ("memory" if key == "memory_bytes" else key): (words.size(value) if key == "memory_bytes" else value)
@@ -356,8 +354,8 @@ def _machine(evidence: Evidence) -> str:
     }
     return (
         '<div class="two">'
-        + section("machine", "Machine", f'<dl class="facts">{_facts(machine)}</dl>')
-        + section("versions", "Versions", f'<dl class="facts">{_facts(evidence["versions"])}</dl>')
+        + section("machine", "Machine", facts(machine))
+        + section("versions", "Versions", facts(evidence["versions"]))
         + "</div>"
     )
 
@@ -386,9 +384,7 @@ def _reproduce(evidence: Evidence) -> str:
         "test": f"{drop['method']}, paired, {100 * drop['confidence']:g} % one-sided",
         **paths,
     }
-    return section(
-        "reproduce", "Use and reproduce", f'{code}<h3>How it was judged</h3><dl class="facts">{_facts(how)}</dl>'
-    )
+    return section("reproduce", "Use and reproduce", f"{code}<h3>How it was judged</h3>{facts(how)}")
 
 
 def _seeds(reproduce: Mapping[str, Any]) -> str:
