@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 from importlib import resources
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -264,6 +265,19 @@ def test_each_point_leads_to_its_row() -> None:
     ids = {attrs["id"] for _, attrs in outline(html).tags if "id" in attrs}
     assert len(data["points"]) == 200
     assert {point["row"] for point in data["points"]} <= ids
+
+
+def test_each_further_trial_adds_the_same_little_to_the_page() -> None:
+    sizes, tags = [], []
+    for num in (100, 300, 500):
+        html = page(sample.many(num))
+        sizes.append(len(html.encode()))
+        tags.append(len(outline(html).tags))
+    added = [(after - before) / 200 for before, after in pairwise(sizes)]
+    assert max(added) < 1200, "bytes for each trial"
+    assert added[1] == pytest.approx(added[0], rel=0.02), "nothing is told of each pair of trials"
+    fewer, more = ((after - before) / 200 for before, after in pairwise(tags))
+    assert fewer == more <= 20, "parts of the page for each trial"
 
 
 def test_trial_without_latency_is_listed_but_not_drawn() -> None:
