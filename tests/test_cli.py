@@ -277,8 +277,9 @@ def test_the_exit_code_is_the_verdict_and_an_ended_search_is_not_run_again(
 
 
 def test_the_report_says_the_command_as_it_was_typed(whole: Whole) -> None:
-    command = read_json(whole.run / "evidence.json")["reproduce"]["command"]
-    assert command == f"trimtab optimize job.py:digits {' '.join(OPTIONS)} --run 'my runs/one'"
+    reproduce = read_json(whole.run / "evidence.json")["reproduce"]
+    assert reproduce["command"] == f"trimtab optimize job.py:digits {' '.join(OPTIONS)} --run 'my runs/one'"
+    assert reproduce["search_seed"] == 0, "as no --seed says another"
 
 
 def test_run_writes_the_answers(whole: Whole, trimtab: Trimtab, tmp_path: Path) -> None:

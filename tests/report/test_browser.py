@@ -6,13 +6,16 @@ import base64
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver import ActionChains
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.report import sample
@@ -41,6 +44,17 @@ return [...document.querySelectorAll('main *')]
     && getComputedStyle(part).overflowX !== 'visible')
   .map((part) => part.tagName + ' ' + part.className + ' ' + part.textContent.slice(0, 40));
 """
+# The parts of the page that change: the id of each, or what it is. What lies in the label under the pointer may.
+WATCH = """
+window.touched = [];
+new MutationObserver((seen) => window.touched.push(...seen.map((one) => one.target)))
+  .observe(document.body, { subtree: true, childList: true, attributes: true, characterData: true });
+"""
+TOUCHED = """
+return [...new Set(window.touched)].filter((part) => part.isConnected && !part.closest('.hoverlayer'))
+  .map((part) => part.id || part.tagName);
+"""
+MOST_BESIDE_POINTS = 300
 # An A4 sheet at 96 dots an inch, and Chromium's margins of 1 cm.
 PAPER = {"paperWidth": 8.27, "paperHeight": 11.69}
 SHEET_WIDTH, SHEET_HEIGHT = round(96 * (8.27 - 0.8)), round(96 * (11.69 - 0.8))
@@ -84,6 +98,20 @@ def show(browser: webdriver.Chrome, path: Path, view: str) -> None:
     clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
     path.with_name(f"{path.stem}-{view}.png").write_bytes(base64.b64decode(shot["data"]))
+
+
+def hover(browser: webdriver.Chrome, point: WebElement) -> str:
+    """What the plot says where a real pointer rests on the point."""
+    places, label = count(), "return document.querySelector('#tradeoff .hoverlayer').textContent"
+
+    def said(page: webdriver.Chrome) -> Any:
+        # A dot to and fro, as what does not move is not heard.
+        ActionChains(page).move_to_element_with_offset(point, next(places) % 2, 0).perform()
+        return page.execute_script(label)
+
+    ActionChains(browser).move_to_element(browser.find_element("css selector", "h1")).perform()
+    WebDriverWait(browser, 20).until_not(lambda page: page.execute_script(label))
+    return str(WebDriverWait(browser, 20).until(said))
 
 
 def requested(browser: webdriver.Chrome) -> list[str]:
@@ -147,6 +175,23 @@ def test_plot_follows_the_theme_while_the_page_is_open(browser: webdriver.Chrome
     assert browser.execute_script(colour) != before
 
 
+@pytest.mark.parametrize(
+    ("quantity", "shown"),
+    [("size_bytes", ["50 kB", "100 kB", "200 kB", "500 kB", "1 MB"]), ("memory_bytes", ["38 MB", "40 MB", "42 MB"])],
+)
+def test_bytes_on_the_axis_read_as_elsewhere(
+    browser: webdriver.Chrome, tmp_path: Path, quantity: str, shown: list[str]
+) -> None:
+    evidence = sample.minimising(quantity)
+    path = tmp_path / f"{quantity}.html"
+    path.write_text(page(evidence), encoding="utf-8")
+    show(browser, path, "light")
+    texts = [tick.text for tick in browser.find_elements("css selector", "#tradeoff .xtick text")]
+    assert [text for text in texts if text in shown] == shown
+    assert len(browser.find_elements("css selector", "#tradeoff .scatterlayer .point")) == len(evidence["trials"])
+    assert browser.get_log("browser") == []
+
+
 def test_every_figure_is_drawn(browser: webdriver.Chrome, tmp_path: Path) -> None:
     path = tmp_path / "figures.html"
     path.write_text(page(sample.evidence()), encoding="utf-8")
@@ -180,6 +225,8 @@ def test_hundreds_of_candidates_are_drawn_and_a_click_goes_to_the_row(
     path.write_text(page(evidence), encoding="utf-8")
     show(browser, path, "light")
     assert len(browser.find_elements("css selector", "#tradeoff .scatterlayer .point")) == 500
+    drawn = browser.execute_script("return document.querySelectorAll('#tradeoff *').length")
+    assert drawn <= 500 + MOST_BESIDE_POINTS, "one part for each point"
     row = browser.find_element("id", "candidate-7")
     assert not row.is_displayed()
     browser.execute_script(
@@ -188,6 +235,54 @@ def test_hundreds_of_candidates_are_drawn_and_a_click_goes_to_the_row(
     assert row.is_displayed()
     assert browser.execute_script("return document.activeElement.id") == "candidate-7"
     assert "picked" in str(row.get_attribute("class"))
+
+
+def test_hover_and_click_touch_only_what_they_must_whatever_the_number_of_candidates(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    path = tmp_path / "touched.html"
+    path.write_text(page(sample.many(500)), encoding="utf-8")
+    show(browser, path, "light")
+    traces = browser.find_elements("css selector", "#tradeoff .scatterlayer .trace")
+    browser.execute_script(WATCH)
+    hover(browser, traces[-1].find_element("css selector", ".point"))
+    assert browser.execute_script(TOUCHED) == [], "no point is drawn again, no row changes"
+    for num_rows, trace in (
+        (1, traces[-1]),
+        (2, traces[-2]),
+    ):  # of the second click, the row that was picked before too
+        hover(browser, trace.find_element("css selector", ".point"))
+        ActionChains(browser).click().perform()
+        row = WebDriverWait(browser, 20).until(lambda page: page.execute_script("return document.activeElement.id"))
+        touched = browser.execute_script(TOUCHED)
+        assert row.startswith("candidate-")
+        assert row in touched
+        assert len([name for name in touched if name.startswith("candidate-")]) == num_rows
+        assert set(touched) - {"DETAILS"} == {name for name in touched if name.startswith("candidate-")}
+        browser.execute_script("window.touched = []; document.activeElement.blur(); window.scrollTo(0, 0)")
+
+
+@pytest.mark.parametrize(
+    ("quantity", "free"),
+    [
+        ("latency_ms", "89.9 %, 1.10 ms, 0.56× vs best free"),
+        ("size_bytes", "89.9 %, 1.48 MB, 0.71× vs best free"),
+        ("memory_bytes", "89.9 %, 46.9 MB, 0.95× vs best free"),
+    ],
+)
+def test_the_pointer_over_a_point_reads_its_candidate_metric_and_cost(
+    browser: webdriver.Chrome, tmp_path: Path, quantity: str, free: str
+) -> None:
+    evidence = sample.evidence() if quantity == "latency_ms" else sample.minimising(quantity)
+    path = tmp_path / f"hover-{quantity}.html"
+    path.write_text(page(evidence), encoding="utf-8")
+    show(browser, path, "light")
+    traces = browser.find_elements("css selector", "#tradeoff .scatterlayer .trace")
+    inductor = traces[-2].find_elements("css selector", ".point")[1]
+    assert hover(browser, inductor) == f"original (inductor fp32){free}"
+    chosen = hover(browser, traces[-1].find_element("css selector", ".point"))
+    assert chosen.startswith("prune .5 + distill + int8 (openvino int8)89.6 %, ")
+    assert chosen.endswith("× vs best free")
 
 
 def test_it_prints_whole_and_in_the_colours_of_paper(browser: webdriver.Chrome, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from trimtab.core import (
     Drop,
+    Fit,
     Goal,
     Held,
     Measurement,
@@ -27,9 +29,11 @@ from trimtab.core import (
     Trial,
     Verdict,
 )  # fmt: skip
+from trimtab.files import write_json
 from trimtab.measure.speed import Timing
 from trimtab.report.evidence import Contender, Story, assemble, steps
 from trimtab.report.shown import NUM_EXAMPLES
+from trimtab.search.study import IDENTITY_FILE
 
 DROP = Drop(0.8, 0.7, -0.1, -0.2, 0.05, 0.15, 60, 0.95, "exact")
 NUM = 60
@@ -199,3 +203,14 @@ def test_bounds_have_the_estimates_of_select_and_verify() -> None:
     assert [(one["what"], one["word"]) for one in found] == [("accuracy", "FAIL"), ("accuracy of night", "PASS")]
     assert [one["select"]["candidate"] for one in found] == [0.75, 0.65]
     assert [one["verify"]["candidate"] for one in found] == [0.7, 0.7]
+
+
+def test_the_seeds_of_training_and_search_are_told_apart(tmp_path: Path) -> None:
+    trained = replace(task(), fit=Fit(seed=7))
+    story = Story(trained, Target(), Goal(), (), (), (), "trimtab optimize t --seed 3", str(tmp_path))
+    write_json(tmp_path / IDENTITY_FILE, {"seed": 3})
+    found = evidence(trained, inputs=pictures()[0], story=story)["reproduce"]
+    assert found == {"command": "trimtab optimize t --seed 3", "training_seed": 7, "search_seed": 3}
+    brought = replace(story, task=task(), folder=str(tmp_path / "none"))
+    found = evidence(task(), inputs=pictures()[0], story=brought)["reproduce"]
+    assert found == {"command": "trimtab optimize t --seed 3", "training_seed": None, "search_seed": None}

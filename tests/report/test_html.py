@@ -4,13 +4,16 @@ import json
 import re
 from html.parser import HTMLParser
 from importlib import resources
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.report import sample
-from trimtab.report.html import page, pareto
+from trimtab.report import words
+from trimtab.report.html import page
+from trimtab.report.tradeoff import pareto
 
 VOID = {"meta", "link", "img", "br", "path"}
 NASTY = "<script>alert(1)</script>&\"'</title>"
@@ -44,6 +47,13 @@ def outline(html: str) -> Outline:
     parser.feed(html)
     assert parser.open == []
     return parser
+
+
+def data_of(html: str) -> dict[str, Any]:
+    """What `page.js` draws."""
+    found = re.search(r'(?s)<script type="application/json" id="data">(.*?)</script>', html)
+    assert found is not None
+    return dict(json.loads(found[1]))
 
 
 def body(html: str) -> str:
@@ -82,6 +92,7 @@ def nasty(value: Any) -> Any:
 def test_every_text_is_escaped() -> None:
     evidence = sample.evidence()
     evidence["coverage"]["layers"][0] |= {"layer": NASTY, "why": NASTY}
+    evidence["search"] |= {"next": NASTY, "costliest": {"step": NASTY, "metric_lost": 0.1}}
     for key in ("examples", "skipped", "steps", "machine", "versions", "paths", "reproduce", "layers", "sensitivity"):
         evidence[key] = nasty(evidence[key])
     evidence["task"] |= {"name": NASTY, "metric": NASTY}
@@ -147,11 +158,60 @@ def test_empty_parts_are_left_out(part: str) -> None:
     assert shorter.count("<section") < whole.count("<section")
 
 
-def test_evidence_of_before_has_a_page_too() -> None:
-    evidence = sample.evidence()
-    for part in ("layers", "coverage", "sensitivity", "staircase", "timeline", "profile"):
+@pytest.mark.parametrize("make", [sample.evidence, sample.failed])
+def test_evidence_of_before_has_a_page_too(make: Any) -> None:
+    evidence = make()
+    for part in ("layers", "coverage", "sensitivity", "staircase", "timeline", "profile", "search"):
         del evidence[part]
-    assert "Result" in outline(page(evidence)).text
+    text = outline(page(evidence)).text
+    assert "Result" in text
+    assert "How the search ended" not in text
+    assert "nearest miss" not in text
+
+
+def card(html: str, name: str) -> str:
+    """The text of one section."""
+    return outline(
+        html[html.index(f'<section class="card" aria-labelledby="{name}"') :].split("</section>")[0] + "</section>"
+    ).text
+
+
+def test_how_the_search_ended_is_shown() -> None:
+    text = card(page(sample.evidence()), "ended")
+    assert "prune .5, accuracy −5.7 points on select" in text
+    assert "the best of 8 recipes, which flatters it on select; accuracy −0.3 on select, −0.3 on verify" in text
+    assert "to try next" not in text, "it passed"
+    one = sample.evidence()
+    one["search"] |= {"candidates": 1, "costliest": None}
+    assert "the one recipe that was measured; accuracy −0.3 on select" in card(page(one), "ended")
+    assert "cost most" not in card(page(one), "ended")
+    one["search"]["costliest"] = {"step": "int8", "metric_lost": 0.0004}
+    assert "cost most" not in card(page(one), "ended"), "it rounds to nothing"
+
+
+def test_what_the_bounds_tell_is_not_told_twice() -> None:
+    evidence = sample.bounded()
+    html = page(evidence)
+    assert "is the best of 8 recipes" in card(html, "bounds")
+    assert "best of" not in card(html, "ended")
+    evidence["search"] |= {"costliest": None, "nearest_miss": False, "next": ""}
+    assert "How the search ended" not in page(evidence)
+
+
+def test_a_miss_is_named_as_such_with_what_to_try_next() -> None:
+    evidence = sample.failed()
+    html = page(evidence)
+    assert '<span class="badge FAIL">FAIL</span><span class="badge miss">nearest miss</span>' in html
+    text = card(html, "ended")
+    assert "nothing that was tested passed, and this came nearest" in text
+    assert "prune .5, negative error −0.057 on select" in text
+    assert "what was found is no cheaper for sure." in text
+    evidence["search"]["candidates"] = 0
+    assert "so that this is the best free baseline" in card(page(evidence), "ended")
+    assert "best of 0" not in page(evidence)
+    for make in (sample.evidence, sample.inconclusive):
+        assert "nearest miss" not in page(make()).replace(".miss", ""), "it is no FAIL"
+    assert "Bring about 640 more verify samples" in card(page(sample.inconclusive()), "ended")
 
 
 def test_steps_layers_and_coverage_are_told_in_words_too() -> None:
@@ -207,6 +267,19 @@ def test_each_point_leads_to_its_row() -> None:
     assert {point["row"] for point in data["points"]} <= ids
 
 
+def test_each_further_trial_adds_the_same_little_to_the_page() -> None:
+    sizes, tags = [], []
+    for num in (100, 300, 500):
+        html = page(sample.many(num))
+        sizes.append(len(html.encode()))
+        tags.append(len(outline(html).tags))
+    added = [(after - before) / 200 for before, after in pairwise(sizes)]
+    assert max(added) < 1200, "bytes for each trial"
+    assert added[1] == pytest.approx(added[0], rel=0.02), "nothing is told of each pair of trials"
+    fewer, more = ((after - before) / 200 for before, after in pairwise(tags))
+    assert fewer == more <= 20, "parts of the page for each trial"
+
+
 def test_trial_without_latency_is_listed_but_not_drawn() -> None:
     evidence = sample.evidence()
     evidence["trials"][3]["measurements"] = []
@@ -218,6 +291,66 @@ def test_trial_without_latency_is_listed_but_not_drawn() -> None:
 def test_pareto_front() -> None:
     assert pareto([]) == []
     assert pareto([(1, 5), (2, 5), (3, 6), (2.5, 4)]) == [(1, 5), (3, 6)]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "noun", "column", "text"),
+    [("size_bytes", "Size", 3, "96.4 kB"), ("memory_bytes", "Peak memory", 4, "38.6 MB")],
+)
+def test_the_trade_off_is_drawn_in_what_the_goal_minimises(quantity: str, noun: str, column: int, text: str) -> None:
+    evidence = sample.minimising(quantity)
+    html = page(evidence)
+    found, data = outline(html), data_of(html)
+    assert f"{noun} against accuracy" in found.text
+    (label,) = (attrs["aria-label"] for _, attrs in found.tags if attrs.get("id") == "tradeoff")
+    assert str(label).startswith(f"accuracy against {noun.lower()} of every candidate")
+    assert data["bytes"]
+    assert "ms" not in data["x_title"]
+    assert noun.lower() in data["x_title"]
+    point = data["points"][sample.CHOSEN]
+    assert point["x"] == evidence["trials"][sample.CHOSEN]["measurements"][column - 2]["value"]
+    times = words.times(evidence["verdict"]["gain"])
+    assert point["text"].endswith(f"89.6 %, {text}, {times} vs best free")
+    row = html[html.index(f'id="{point["row"]}"') :].split("</tr>")[0]
+    assert re.findall(r"<div>([^<]*)", row)[column - 1] == text, "the table has the figure too"
+    assert [x for x, _ in data["front"]] == [data["points"][place]["x"] for place in (13, 12, 10, 2)]
+
+
+@pytest.mark.parametrize(("quantity", "best"), [("latency_ms", "fastest"), ("size_bytes", "smallest")])
+def test_a_run_that_lasts_tells_of_the_best_so_far_in_what_it_minimises(quantity: str, best: str) -> None:
+    text = outline(page(sample.minimising(quantity) | {"verdict": None, "rows": []})).text
+    assert f"The {best}: prune .7 + distill + int8 (openvino int8)" in text
+
+
+def test_a_latency_is_drawn_as_such() -> None:
+    html = page(sample.evidence())
+    data = data_of(html)
+    assert not data["bytes"]
+    assert "ms" in data["x_title"]
+    assert "89.6 %, 0.211 ms, 2.9× vs best free" in data["points"][sample.CHOSEN]["text"]
+    assert "peak memory" not in html[html.index('id="trials"') :].lower()
+
+
+def test_the_front_is_that_of_the_search_where_the_plot_can_show_it() -> None:
+    evidence = sample.evidence()
+    places = {"t13": 13, "t12": 12, "t10": 10, "t03": 3, "t06": 6}
+
+    def front(*named: str) -> Any:
+        evidence["search"]["pareto"] = list(named)
+        return data_of(page(evidence))["front"]
+
+    def drawn(*named: str) -> Any:
+        points = data_of(page(evidence))["points"]
+        return [[points[places[one]]["x"], points[places[one]]["y"]] for one in named]
+
+    assert front("t13", "t10", "t03") == drawn("t13", "t10", "t03"), "raced, t12 was beaten"
+    assert "by the bound that suffers most" in page(evidence)
+    own = drawn("t13", "t12", "t10", "t03")
+    assert front("t13", "t06", "t10", "t03") == own, "t06 costs more than t10 in the plot and is worse"
+    assert front("t13", "gone") == front() == own
+    assert "by the bound that suffers most" not in page(evidence)
+    del evidence["search"]
+    assert data_of(page(evidence))["front"] == own
 
 
 def luminance(colour: str) -> float:
@@ -284,3 +417,12 @@ def test_finalists_are_shown_in_their_order_with_what_each_came_to() -> None:
     assert "640 more samples would decide" in later
     assert "not tested" in later
     assert "Finalists" not in outline(page(sample.failed())).text, "one alone is no order"
+
+
+def test_the_seeds_of_training_and_search_are_told_apart() -> None:
+    evidence = sample.evidence()
+    assert "--keep 0.99 --seed 3    # seed of the training 0, of the search 3" in outline(page(evidence)).text
+    evidence["reproduce"]["training_seed"] = None
+    assert "--seed 3    # seed of the search 3" in outline(page(evidence)).text, "it came trained"
+    evidence["reproduce"] = {"command": "trimtab optimize fashion --seed 3", "seed": 0}
+    assert "--seed 3    # seed of the training 0Use it from Python" in outline(page(evidence)).text

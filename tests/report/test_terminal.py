@@ -81,6 +81,20 @@ def test_summary_says_why_not(make: Callable[[], sample.Evidence]) -> None:
     assert evidence["verdict"]["reason"] in text
 
 
+def test_summary_names_a_miss_what_cost_most_and_what_to_try_next() -> None:
+    text = " ".join(printed(sample.failed()).split())
+    assert (
+        "Nearest miss: nothing that was tested passed, and this came nearest. Cost most: prune .5, negative error "
+        "−0.057 on select. Next: Give the search more time (--minutes) or more runtimes: what was found is no cheaper "
+        "for sure."
+    ) in text
+    opened = " ".join(printed(sample.inconclusive()).split())
+    assert "Cost most: prune .5, accuracy −5.7 points on select. Next: Bring about 640 more verify samples" in opened
+    assert "Nearest miss" not in opened
+    for evidence in (sample.evidence(), {key: part for key, part in sample.failed().items() if key != "search"}):
+        assert not any(word in printed(evidence) for word in ("Nearest miss", "Cost most", "Next:"))
+
+
 def test_summary_fits_80_columns() -> None:
     assert max(len(line) for line in printed(sample.evidence(), width=80).splitlines()) <= 80
 

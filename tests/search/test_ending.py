@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.search.test_space import trial
@@ -46,6 +48,33 @@ def test_the_next_thing_to_try_follows_from_what_is_lacking() -> None:
         "Recover for longer (--minutes), or take less away. 'prune .5' cost most. Or allow a loss of 0.13 in accuracy, "
         "which this one would have passed."
     )
+
+
+def on_the_margin(*, low: float, gain: float = 2.0, spread: float = 0.1) -> Verdict:
+    """Open, as the loss is what is allowed and no number of samples decides."""
+    drop = replace(DROP, diff=-DROP.margin, low=low, high=0.0)
+    return Verdict(
+        "INCONCLUSIVE", "", drop, Ratio(gain, gain - spread, gain + spread, 24), None, (Held(drop, "INCONCLUSIVE"),)
+    )
+
+
+def test_on_the_margin_more_must_be_allowed_or_less_taken_away() -> None:
+    told = next_thing(on_the_margin(low=-0.0181), STEPS)
+    assert told == (
+        "Allow a little more (a loss of 0.019 in accuracy would have passed), or take less away at 'prune .5', which "
+        "cost most: the loss sits on the margin, where no number of samples decides."
+    )
+    assert "take less away: the loss sits" in next_thing(on_the_margin(low=-0.0181), STEPS[:1]), "no step cost anything"
+    own = on_the_margin(low=-0.0181)
+    f1 = replace(own.drop, what="F1", diff=-0.1, low=-0.2)
+    several = replace(own, bounds=(*own.bounds, Held(f1, "INCONCLUSIVE"), Held(replace(f1, diff=0.0), "PASS")))
+    assert "(a loss of 0.2 in F1 would have passed, with 1 more bound open)" in next_thing(several, STEPS)
+
+
+@pytest.mark.parametrize(("gain", "spread", "sure"), [(1.2, 0.1, True), (1.1, 0.1, False), (1.0, 0.1, False)])
+def test_no_cheaper_for_sure_is_said_only_where_the_gain_is_open(gain: float, spread: float, sure: bool) -> None:
+    told = next_thing(on_the_margin(low=-0.02, gain=gain, spread=spread), STEPS)
+    assert told.endswith("no cheaper for sure.") != sure
 
 
 def test_the_end_says_of_how_many_the_choice_is_the_best_and_what_both_splits_tell() -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import cattrs
 import numpy as np
 
 from trimtab.core import Goal, Measurement, Metric, Ratio, Skip, Split, Target, Task, Trial, Verdict
+from trimtab.files import read_json
 from trimtab.measure import proportions
 from trimtab.measure.machine import stamp, versions
 from trimtab.measure.quality import Scores, value
 from trimtab.measure.speed import Timing
 from trimtab.report.shown import examples
+from trimtab.search.study import IDENTITY_FILE
 
 FORMAT = 1
 REFERENCE, BEST_FREE, CHOSEN = "reference", "best_free", "chosen"
@@ -96,7 +99,7 @@ def assemble(story: Story, contenders: Sequence[Contender], verdict: Verdict, *,
             split,
         ),
         **story.attribution,
-        "reproduce": {"command": story.command, "seed": task.fit.seed if task.fit else 0},
+        "reproduce": {"command": story.command, **_seeds(story)},
         "paths": {
             "artifact": f"{story.folder}/artifact",
             "evidence": f"{story.folder}/artifact/evidence.json",
@@ -104,6 +107,13 @@ def assemble(story: Story, contenders: Sequence[Contender], verdict: Verdict, *,
             "bundle": f"{story.folder}/bundle",
         },
     }
+
+
+def _seeds(story: Story) -> dict[str, int | None]:
+    """Of what the model was trained with, None if it came trained; and of what the search tried, as its folder says."""
+    identity = Path(story.folder) / IDENTITY_FILE
+    search = read_json(identity).get("seed") if identity.exists() else None
+    return {"training_seed": story.task.fit.seed if story.task.fit else None, "search_seed": search}
 
 
 def described(task: Task) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 from importlib import resources
 from string import Template
@@ -13,11 +13,14 @@ import numpy as np
 
 from trimtab.measure.verdict import NOUN
 from trimtab.report import words
+from trimtab.report.ended import ended, nearest_miss
 from trimtab.report.examples import examples
 from trimtab.report.figures import coverage_map, layers, sensitivity, serving, staircase, timeline, waterfall
 from trimtab.report.figures import plot_data as more_plot_data
 from trimtab.report.finalists import finalists
-from trimtab.report.parts import Evidence, badge, changed, section, small, table
+from trimtab.report.parts import Evidence, badge, changed, facts, section, small, table
+from trimtab.report.tradeoff import chosen, row_name, tradeoff
+from trimtab.report.tradeoff import plot_data as tradeoff_data
 from trimtab.report.usage import usage
 
 SERVING = {
@@ -26,6 +29,7 @@ SERVING = {
     "energy_j": "energy a sample, J",
     "price_per_million": "price of a million",
 }
+BEST = {"latency_ms": "fastest", "size_bytes": "smallest", "memory_bytes": "leanest in memory"}
 ROLES = {"reference": "as it came", "best_free": "best free baseline", "chosen": "chosen"}
 
 
@@ -66,9 +70,10 @@ def body(evidence: Evidence) -> str:
     sections = (
         _verdict,
         _rows,
+        ended,
         _bounds,
         finalists,
-        _tradeoff,
+        tradeoff,
         _steps,
         waterfall,
         layers,
@@ -111,7 +116,7 @@ def _running(evidence: Evidence) -> str:
     told = f"{len(trials)} candidates measured so far, beside {free} free baselines."
     if best:
         value = words.metric(best["select"]["candidate"], percent=words.is_fraction(evidence))
-        told += f" The fastest: {best['candidate']}, {words.times(best['gain'])}, {value}."
+        told += f" The {BEST[evidence['goal']['minimise']]}: {best['candidate']}, {words.times(best['gain'])}, {value}."
     return (
         '<section class="verdict" aria-labelledby="verdict" aria-live="polite"><span class="badge INCONCLUSIVE">RUNNING'
         f'</span><h1 id="verdict">{escape(evidence.get("phase", "Searching"))}</h1><p class="lead" id="sentence">'
@@ -137,9 +142,10 @@ def _verdict(evidence: Evidence) -> str:
         old, new = rows["reference"], rows["chosen"]
         for key, label in (("latency", "latency vs the model as it came"), ("size", "on disk vs the model as it came")):
             tiles.append((words.factor(old[key]["value"] / new[key]["value"]), label))
+    miss = '<span class="badge miss">nearest miss</span>' if nearest_miss(evidence) else ""
     items = "".join(f"<li><b>{escape(value)}</b><span>{escape(label)}</span></li>" for value, label in tiles)
     return (
-        f'<section class="verdict" aria-labelledby="verdict">{badge(word)}<h1 id="verdict">'
+        f'<section class="verdict" aria-labelledby="verdict">{badge(word)}{miss}<h1 id="verdict">'
         f'{escape(words.headline(evidence))}</h1><p class="lead" id="sentence">{escape(words.sentence(evidence))}</p>'
         f'{why}<ul class="tiles">{items}</ul></section>'
     )
@@ -210,21 +216,6 @@ def _bound(bound: Evidence) -> list[str]:
         changed(verify, percent=percent),
         badge(bound["word"]) + (small(more) if more else ""),
     ]
-
-
-def _tradeoff(evidence: Evidence) -> str:
-    if not _points_of(evidence):
-        return ""
-    metric = evidence["task"]["metric"]
-    label = f"{metric} against latency of every candidate; the table All candidates below holds the same figures."
-    return section(
-        "trade-off",
-        f"Latency against {metric}",
-        f'<figure><div class="plot" id="tradeoff" role="img" aria-label="{escape(label)}"></div><figcaption>'
-        f"Every candidate that was built, exported and measured, on the {evidence['task']['num_select']:,} select "
-        "samples. Up and left is better. Bars: 95 % interval of the latency, and the interval of the difference to "
-        "the model as it came.</figcaption></figure>",
-    )
 
 
 def _steps(evidence: Evidence) -> str:
@@ -329,7 +320,7 @@ def _skipped(evidence: Evidence) -> str:
 def _trials(evidence: Evidence) -> str:
     if not evidence["trials"]:
         return ""
-    percent = words.is_fraction(evidence)
+    percent, memory = words.is_fraction(evidence), evidence["goal"]["minimise"] == "memory_bytes"
     rows = []
     for trial in evidence["trials"]:
         named = {m["quantity"]: m["value"] for m in trial["measurements"]}
@@ -340,31 +331,19 @@ def _trials(evidence: Evidence) -> str:
             + small(words.interval(select["low"], select["high"], percent=percent)),
             escape(words.milliseconds(named.get("latency_ms"))),
             escape(words.size(named.get("size_bytes"))),
+            *([escape(words.size(named.get("memory_bytes")))] if memory else []),
             escape(words.times(trial["gain"])),
             escape(words.duration(trial["seconds"])),
         ]
-        css = "main" if trial["candidate"] == _chosen(evidence) else ""
+        css = "main" if trial["candidate"] == chosen(evidence) else ""
         rows.append((css, cells))
-    headers = ("candidate", evidence["task"]["metric"], "latency", "size", "vs best free", "took")
+    costs = ("latency", "size", *(("peak memory",) if memory else ()))
+    headers = ("candidate", evidence["task"]["metric"], *costs, "vs best free", "took")
     shown = table(headers, rows, caption="All candidates", names=[row_name(place) for place in range(len(rows))])
     note = "Measured on select, in the order in which they were tried."
     return section(
         "trials", "All candidates", f"<details><summary>Show all {len(rows)}</summary>{shown}</details>", note
     )
-
-
-def row_name(place: int) -> str:
-    """The id of a candidate's row, which its point in the plot leads to."""
-    return f"candidate-{place}"
-
-
-def _chosen(evidence: Evidence) -> str | None:
-    return next((row["name"] for row in evidence["rows"] if row["role"] == "chosen"), None)
-
-
-def _facts(facts: Mapping[str, Any]) -> str:
-    pairs = ((name, ", ".join(map(str, value)) if isinstance(value, list) else value) for name, value in facts.items())
-    return "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in pairs)
 
 
 def _machine(evidence: Evidence) -> str:
@@ -375,8 +354,8 @@ def _machine(evidence: Evidence) -> str:
     }
     return (
         '<div class="two">'
-        + section("machine", "Machine", f'<dl class="facts">{_facts(machine)}</dl>')
-        + section("versions", "Versions", f'<dl class="facts">{_facts(evidence["versions"])}</dl>')
+        + section("machine", "Machine", facts(machine))
+        + section("versions", "Versions", facts(evidence["versions"]))
         + "</div>"
     )
 
@@ -387,7 +366,7 @@ def _reproduce(evidence: Evidence) -> str:
     paths, reproduce = evidence["paths"], evidence["reproduce"]
     python, shell = usage(evidence)
     blocks = (
-        ("Make it again", f"{reproduce['command']}    # seed {reproduce['seed']}"),
+        ("Make it again", f"{reproduce['command']}{_seeds(reproduce)}"),
         ("Use it from Python", python),
         ("Use it from the shell", shell),
     )
@@ -405,68 +384,25 @@ def _reproduce(evidence: Evidence) -> str:
         "test": f"{drop['method']}, paired, {100 * drop['confidence']:g} % one-sided",
         **paths,
     }
-    return section(
-        "reproduce", "Use and reproduce", f'{code}<h3>How it was judged</h3><dl class="facts">{_facts(how)}</dl>'
-    )
+    return section("reproduce", "Use and reproduce", f"{code}<h3>How it was judged</h3>{facts(how)}")
 
 
-def _points_of(evidence: Evidence) -> list[dict[str, Any]]:
-    percent, chosen = words.is_fraction(evidence), _chosen(evidence)
-    best_free = next((row["name"] for row in evidence["rows"] if row["role"] == "best_free"), None)
-    scale, points = (100 if percent else 1), []
-    for place, trial in enumerate(evidence["trials"]):
-        latency = next((m for m in trial["measurements"] if m["quantity"] == "latency_ms"), None)
-        if latency is None:
-            continue
-        select = trial["select"]
-        kind = "chosen" if trial["candidate"] == chosen else "free" if trial["free"] else "tried"
-        points.append(
-            {
-                "kind": kind,
-                "row": row_name(place),
-                "label": "chosen" if kind == "chosen" else "best free" if trial["candidate"] == best_free else "",
-                "x": latency["value"],
-                "x_low": latency["low"],
-                "x_high": latency["high"],
-                "y": scale * select["candidate"],
-                "y_low": scale * (select["baseline"] + select["low"]),
-                "y_high": scale * (select["baseline"] + select["high"]),
-                "text": f"<b>{escape(trial['candidate'])}</b><br>"
-                f"{escape(words.metric(select['candidate'], percent=percent))}, "
-                f"{escape(words.milliseconds(latency['value']))}, {escape(words.times(trial['gain']))} vs best free",
-            }
-        )
-    return points
-
-
-def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those of (latency, metric) that no other beats in both, fastest first.
-
-    >>> pareto([(2.0, 90.0), (1.0, 80.0), (3.0, 85.0), (1.0, 70.0)])
-    [(1.0, 80.0), (2.0, 90.0)]
-    """
-    front: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or y > front[-1][1]:
-            front.append((x, y))
-    return front
+def _seeds(reproduce: Mapping[str, Any]) -> str:
+    """The seeds as a comment after the command; evidence of before names that of the training alone, as `seed`."""
+    named = {"training": reproduce.get("training_seed", reproduce.get("seed")), "search": reproduce.get("search_seed")}
+    told = [f"of the {what} {seed}" for what, seed in named.items() if seed is not None]
+    return f"    # seed {', '.join(told)}" if told else ""
 
 
 def plot_data(evidence: Evidence) -> dict[str, Any]:
     """What `page.js` draws."""
-    points, percent = _points_of(evidence), words.is_fraction(evidence)
-    drop = evidence["trials"][0]["select"] if evidence["trials"] else (evidence["verdict"] or {}).get("drop")
     return {
-        "percent": percent,
-        "points": points,
-        "front": pareto((point["x"], point["y"]) for point in points),
-        "allowed": (100 if percent else 1) * (drop["baseline"] - drop["margin"]) if drop else None,
-        "x_title": "latency p50, ms (log scale)",
-        "y_title": f"{evidence['task']['metric']} on select",
+        "percent": words.is_fraction(evidence),
         "samples": [
             {"role": role, "name": ROLES.get(role, role), "ms": [round(value, 5) for value in values]}
             for role, values in evidence["latency_samples"].items()
             if values
         ],
+        **tradeoff_data(evidence),
         **more_plot_data(evidence),
     }

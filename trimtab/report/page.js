@@ -14,12 +14,25 @@
     );
   };
 
-  const ticks = (values) => {
-    const low = Math.min(...values), high = Math.max(...values), found = [];
-    for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1)
-      for (const digit of [1, 2, 5]) found.push(digit * 10 ** power);
-    const shown = found.filter((tick) => tick >= low / 1.6 && tick <= high * 1.6);
-    return { tickvals: shown, ticktext: shown.map((tick) => String(Number(tick.toPrecision(2)))) };
+  // Bytes in decimal units, as everywhere on the page.
+  const bytes = (value) => {
+    for (const [unit, scale] of [["GB", 1e9], ["MB", 1e6], ["kB", 1e3]])
+      if (value >= scale) return Number((value / scale).toPrecision(3)) + " " + unit;
+    return value + " B";
+  };
+
+  // Round numbers on a log axis; where 1, 2 and 5 are too few for a narrow range, those between.
+  const ticks = (low, high, tell = (value) => String(Number(value.toPrecision(3)))) => {
+    const between = (digits) => {
+      const found = [];
+      for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1)
+        for (const digit of digits) found.push(digit * 10 ** power);
+      return found.filter((tick) => tick >= low && tick <= high);
+    };
+    let shown = between([1, 2, 5]);
+    for (const step of [1, 0.5, 0.2, 0.1, 0.05, 0.02])
+      if (shown.length < 3) shown = between(Array.from({ length: Math.round(9 / step) }, (_, i) => 1 + i * step));
+    return { tickvals: shown, ticktext: shown.map(tell) };
   };
 
   const title = (text) => ({ text, standoff: 10, font: { size: narrow.matches ? 12 : 13 } });
@@ -47,7 +60,7 @@
   }) : ({
     type: "scatter", mode: narrow.matches ? "markers" : "markers+text", name, ids: points.map((p) => p.row),
     x: points.map((p) => p.x), y: points.map((p) => p.y), customdata: points.map((p) => p.text), hovertemplate: "%{customdata}<extra></extra>",
-    error_x: { type: "data", symmetric: false, array: points.map((p) => p.x_high - p.x), arrayminus: points.map((p) => p.x - p.x_low), color: marker.bar, thickness: 1.2, width: 3 },
+    error_x: { type: "data", visible: points.some((p) => p.x_high > p.x_low), symmetric: false, array: points.map((p) => p.x_high - p.x), arrayminus: points.map((p) => p.x - p.x_low), color: marker.bar, thickness: 1.2, width: 3 },
     error_y: { type: "data", symmetric: false, array: points.map((p) => p.y_high - p.y), arrayminus: points.map((p) => p.y - p.y_low), color: marker.bar, thickness: 1.2, width: 3 },
     marker: marker.marker, text: points.map((p) => p.label), textposition: "top right", textfont: { color: c.ink, size: narrow.matches ? 12 : 13 },
   });
@@ -56,7 +69,8 @@
     const { points, front, allowed } = data;
     const of = (kind) => points.filter((p) => p.kind === kind);
     const xs = points.flatMap((p) => [p.x_low, p.x_high]);
-    const reach = [Math.min(...xs) / 1.35, Math.max(...xs) * 1.35];
+    const low = Math.min(...xs), high = Math.max(...xs), room = Math.min(1.35, Math.max(1.04, (high / low) ** 0.12));
+    const reach = [low / room, high * room];
     const traces = [
       { type: "scatter", mode: "lines", name: "Pareto front", x: front.map((p) => p[0]), y: front.map((p) => p[1]), line: { color: c.accent, width: 1.6, shape: "hv" }, hoverinfo: "skip" },
       { type: "scatter", mode: "lines", name: "lowest allowed", x: reach, y: [allowed, allowed], line: { color: c.fail, width: 1.4, dash: "dash" }, hoverinfo: "skip" },
@@ -66,7 +80,7 @@
     ];
     const suffix = data.percent ? " %" : "";
     return [traces, layout(c, {
-      xaxis: { ...axis(c), ...ticks(xs), type: "log", range: reach.map(Math.log10), title: title(data.x_title) },
+      xaxis: { ...axis(c), ...ticks(...reach, data.bytes ? bytes : undefined), type: "log", range: reach.map(Math.log10), title: title(data.x_title) },
       yaxis: { ...axis(c), ticksuffix: suffix, title: narrow.matches ? undefined : title(data.y_title) },
     })];
   };
@@ -80,7 +94,7 @@
     const xs = data.samples.flatMap((row) => [Math.min(...row.ms), Math.max(...row.ms)]);
     return [traces, layout(c, {
       showlegend: false,
-      xaxis: { ...axis(c), ...ticks(xs), type: "log", title: title("one inference, ms (log)") },
+      xaxis: { ...axis(c), ...ticks(Math.min(...xs) / 1.6, Math.max(...xs) * 1.6), type: "log", title: title("one inference, ms (log)") },
       yaxis: { ...axis(c), color: c.ink },
     })];
   };

@@ -73,3 +73,10 @@ def figure(name: str, label: str, *, css: str = "", caption: str = "") -> str:
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     look = f"plot {css}".strip()
     return f'<figure><div class="{look}" id="{name}" role="img" aria-label="{escape(label)}"></div>{below}</figure>'
+
+
+def facts(found: Mapping[str, Any]) -> str:
+    """Names and what they stand for, a line each."""
+    pairs = ((name, ", ".join(map(str, value)) if isinstance(value, list) else value) for name, value in found.items())
+    rows = "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in pairs)
+    return f'<dl class="facts">{rows}</dl>'

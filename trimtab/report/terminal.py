@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trimtab.report import words
+from trimtab.report.ended import told as ended
 from trimtab.report.finalists import told
 from trimtab.report.usage import usage
 
@@ -189,8 +190,8 @@ def summary(evidence: Mapping[str, Any], *, console: Console) -> None:
         console.print(Text(several))
     if verdict["word"] != "PASS":
         console.print(Text(verdict["reason"]))
-        if after := evidence.get("search", {}).get("next"):
-            console.print(Text(f"Next: {after}"))
+    for line in ended(evidence):
+        console.print(Text(line))
     if busy := words.disturbance(evidence):
         console.print(Text(busy, style="yellow"))
     console.print()

@@ -80,6 +80,15 @@ def size(value: float | None) -> str:
     return f"{value:.0f} B"
 
 
+def cost(value: float | None, quantity: str) -> str:
+    """What a goal may minimise.
+
+    >>> cost(0.18432, "latency_ms"), cost(312_400, "size_bytes")
+    ('0.184 ms', '312 kB')
+    """
+    return milliseconds(value) if quantity == "latency_ms" else size(value)
+
+
 def times(ratio: Mapping[str, Any] | None) -> str:
     """A gain, e.g. `2.9×`."""
     return NOTHING if ratio is None else factor(ratio["value"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, Context, Decimal
 from itertools import pairwise
 from typing import Any
 
@@ -49,19 +50,49 @@ def next_thing(verdict: Verdict, steps: Sequence[Mapping[str, Any]]) -> str:
     """The cheapest thing to try where nothing passed; nothing to say on PASS."""
     if verdict.word == "PASS":
         return ""
-    drops = [held.drop for held in verdict.bounds if held.word == "FAIL"] or [verdict.drop]
-    worst = max(drops, key=lambda drop: lost((drop,)))
     if verdict.more_samples:
         return f"Bring about {verdict.more_samples:,} more verify samples: nothing has to be made again."
-    if verdict.word == "INCONCLUSIVE" or verdict.gain.high <= 1:
+    # A quality that is lost is what is lacking, as long as the gain is not ruled out.
+    lacking = verdict.gain.low if verdict.word == "INCONCLUSIVE" else verdict.gain.high
+    if lacking <= 1:
         return "Give the search more time (--minutes) or more runtimes: what was found is no cheaper for sure."
     most = costliest(steps)
+    if verdict.word == "INCONCLUSIVE":
+        return _on_the_margin(verdict, most[0] if most else "")
+    worst = _worst(verdict, "FAIL")
     learns = any(str(step["step"]).startswith(LEARNING) for step in steps)
     where = f" {most[0]!r} cost most." if most else ""
     if most and not learns:
         return f"Train after {most[0]!r} to recover what it lost (Distill), or take less away there."
-    allow = f" Or allow a loss of {-worst.low:.2g} in {worst.what or 'the metric'}, which this one would have passed."
+    allow = f" Or allow {_enough(worst)}, which this one would have passed."
     return f"Recover for longer (--minutes), or take less away.{where}{allow}"
+
+
+def _on_the_margin(verdict: Verdict, most: str) -> str:
+    """What decides where the gain is sure and the loss so near to what is allowed that no number of samples does."""
+    others = sum(held.word == "INCONCLUSIVE" for held in verdict.bounds) - 1
+    rest = f", with {others} more bound{'s' if others > 1 else ''} open" if others > 0 else ""
+    where = f" at {most!r}, which cost most" if most else ""
+    return (
+        f"Allow a little more ({_enough(_worst(verdict, 'INCONCLUSIVE'))} would have passed{rest}), or take less away"
+        f"{where}: the loss sits on the margin, where no number of samples decides."
+    )
+
+
+def _worst(verdict: Verdict, word: str) -> Drop:
+    """Of the bounds of that word the one that suffers most."""
+    drops = [held.drop for held in verdict.bounds if held.word == word] or [verdict.drop]
+    return max(drops, key=lambda drop: lost((drop,)))
+
+
+def _enough(drop: Drop) -> str:
+    """The loss that would have had to be allowed, in two digits, rounded up: rounded down it would not have been.
+
+    >>> _enough(Drop(0.9, 0.88, -0.02, -0.0301, -0.01, 0.01, 500, 0.95, "given", "F1"))
+    'a loss of 0.031 in F1'
+    """
+    up = Context(prec=2, rounding=ROUND_CEILING).plus(Decimal(repr(float(-drop.low))))
+    return f"a loss of {float(up):g} in {drop.what or 'the metric'}"
 
 
 def ending(
