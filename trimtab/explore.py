@@ -30,7 +30,7 @@ from trimtab.compress.recipes import (
 )
 from trimtab.core import Method, Recipe, Search, Skip, Trial
 from trimtab.errors import GoalError, MetricError, PlanError, RunError
-from trimtab.forecast import Forecast, Served, served_in_floats, staircase_file
+from trimtab.forecast import Forecast, Served, layer_seconds, served_in_floats, staircase_file
 from trimtab.measure.verdict import chance_of_all
 from trimtab.report.words import metric
 from trimtab.runtimes.trial import Bench
@@ -45,8 +45,6 @@ BITS_GAIN = 2.0
 # From this cost on, as a share of the best free baseline's, a candidate is not tried: beyond the forecast's error.
 SLOWER = 1.15
 UNTRAINED = {"epochs of recovery": NONE}
-# The part of a search that layers may be timed in, and what they may be timed in any, in seconds.
-FORECAST_SHARE, FORECAST_LEAST = 0.1, 30.0
 # Forecasts that ended proposals, for each candidate that may be tried: where most are slower, the search ends.
 FORESEEN = 10
 
@@ -287,21 +285,10 @@ def _forecast(under_way: Exploration, search: Search) -> Forecast:
         minimise=job.goal.minimise,
         target=job.target,
         file=staircase_file(job.held.folder),
-        seconds=lambda: forecast_seconds(
+        seconds=lambda: layer_seconds(
             under_way.clock.spent(), tried=len(under_way.ended), trials=search.trials, minutes=job.goal.minutes
         ),
     )
-
-
-def forecast_seconds(spent: float, *, tried: int, trials: int | None, minutes: float | None) -> float:
-    """How long layers may be timed: a tenth of what the search will take, by its minutes, or by its pace so far.
-
-    >>> forecast_seconds(100.0, tried=5, trials=40, minutes=None), forecast_seconds(1.0, tried=0, trials=9, minutes=5)
-    (80.0, 30.0)
-    """
-    if minutes is not None:
-        return FORECAST_SHARE * 60 * minutes
-    return max(FORECAST_LEAST, FORECAST_SHARE * spent * max(1.0, (trials or 0) / max(1, tried)))
 
 
 def _first(recipe: Recipe) -> bool:

@@ -29,6 +29,8 @@ from trimtab.search.space import FREE_PRECISIONS
 from trimtab.search.staircase import Staircase, predicted_ms
 
 STAIRCASE_FILE = "staircase.db"
+# The part of a search that layers may be timed in, and what they may be timed in any, in seconds.
+SHARE, LEAST = 0.1, 30.0
 Served = tuple[str, Precision]
 
 
@@ -40,6 +42,17 @@ def staircase_file(run: Path) -> Path:
 def served_in_floats(runtime: str, precision: Precision) -> Served:
     """Where the floats of what is served so are timed."""
     return runtime, precision if precision in FREE_PRECISIONS else "fp32"
+
+
+def layer_seconds(spent: float, *, tried: int, trials: int | None, minutes: float | None) -> float:
+    """How long layers may be timed: a tenth of what the search will take, by its minutes, or by its pace so far.
+
+    >>> layer_seconds(100.0, tried=5, trials=40, minutes=None), layer_seconds(1.0, tried=0, trials=9, minutes=5)
+    (80.0, 30.0)
+    """
+    if minutes is not None:
+        return SHARE * 60 * minutes
+    return max(LEAST, SHARE * spent * max(1.0, (trials or 0) / max(1, tried)))
 
 
 class _Late(Exception):
