@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.machines import Machine, begun, next_of
-from trimtab.core import Trial
+import trimtab as tt
+from tests import small
+from tests.machines import EAGER, FASTER, Machine, begun, next_of
+from trimtab import prove
+from trimtab.core import Artifact, Search, Trial
 from trimtab.explore import BITS_GAIN, Sampling
 from trimtab.explore import _adopt as adopt
+from trimtab.graph.cost import num_parameters
+from trimtab.report.terminal import Progress
 from trimtab.search.sampler import Proposal, filled
 from trimtab.search.space import choose, cost
 
@@ -71,3 +76,40 @@ def test_what_is_better_on_the_other_machine_alone_is_measured_here_and_not_chos
     (measured,) = (trial for trial in other.under_way.trials() if trial.precision == "int8w")
     assert measured.gain
     assert measured.gain.value < chosen(other).gain.value < chosen(one).gain.value
+
+
+class Killed(Exception):
+    pass
+
+
+def killed(*_: object, **__: object) -> None:
+    raise Killed
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_its_verdict_ships_what_it_had_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, slow = Machine("fast"), Machine("slow", ms=50.0)
+
+    def run(machine: Machine) -> Artifact:
+        machine.put(monkeypatch)
+        model, task = small.make(width=64)
+        search = Search(storage=f"sqlite:///{tmp_path}/shared.db", trials=2)
+        folder = tmp_path / machine.name
+        return tt.optimize(model, task, target=EAGER, goal=FASTER, run=folder, quiet=True, search=search)
+
+    with monkeypatch.context() as patched:  # in its second trial
+        trial = Progress.trial
+        patched.setattr(Progress, "trial", lambda self, *at: killed() if at[0] else trial(self, *at))
+        with pytest.raises(Killed):
+            run(fast)
+    other = run(slow)
+    assert other.name == "prune .75 by obs (eager fp32)"
+    with monkeypatch.context() as patched:
+        patched.setattr(prove, "in_order", killed)
+        with pytest.raises(Killed):
+            run(fast)
+    own = run(fast)
+    assert own.name == other.name
+    assert own.evidence["recipe"] == other.evidence["recipe"] != []
+    sizes = [num_parameters(tt.load(tmp_path / name / "artifact").graph) for name in ("fast", "slow")]
+    assert sizes[0] == sizes[1]

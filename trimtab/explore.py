@@ -260,9 +260,17 @@ def _sampled(under_way: Exploration, asked: Asked) -> None:
     )
     own = Sampling(under_way, sampler, space, _forecast(under_way, search), worker)
     _replay(own)
-    if job.held.has("choice"):
-        return
-    _tell_space(job, space, url)
+    if not job.held.has("choice"):
+        _tell_space(job, space, url)
+        _propose(own, search)
+    if search.storage:
+        _adopt(own)
+
+
+def _propose(own: Sampling, search: Search) -> None:
+    """Try what the sampler gives out, until the budget is spent."""
+    under_way, sampler = own.under_way, own.sampler
+    job, space = under_way.job, own.space
     while under_way.clock.room():
         ended = sampler.ended()
         done = sum(BY_FORECAST not in result.notes and BESIDE not in result.notes for _, result in ended)
@@ -275,7 +283,6 @@ def _sampled(under_way: Exploration, asked: Asked) -> None:
         job.show.trial(done, search.trials or max(done + 1, len(default_picks())), name)
         sampler.tell(proposal, _result(own, proposal))
         under_way.clock.commit()
-    _adopt(own)
 
 
 def _forecast(under_way: Exploration, search: Search) -> Forecast:
@@ -459,22 +466,28 @@ def _tell_space(job: Job, space: Space, url: str) -> None:
 
 
 def _adopt(own: Sampling) -> None:
-    """Where another process found something better, make and measure it here too: times are compared on one machine."""
-    under_way = own.under_way
+    """Where another process found something better, make and measure it here too: times are compared on one machine.
+
+    Which that was is kept: one that resumes has the same trials, whatever others have found since.
+    """
+    job = own.under_way.job
+    for picks in job.held.once("adopted", lambda: _better_elsewhere(own), list[dict[str, str]]):
+        recipe = recipe_of(picks)
+        job.show.note(f"another process found {recipe.name}; it is made here too")
+        own.under_way.unlimited().attempt(recipe, only=own.space.served(picks))
+
+
+def _better_elsewhere(own: Sampling) -> list[dict[str, str]]:
+    """What another process found to gain most, if it is more than what would be chosen here; at most one."""
     likely = [
         (result.notes["gain"], proposal)
         for proposal, result in own.sampler.ended()
         if proposal.worker != own.worker and result.notes.get("chance", 0.0) >= 0.5
     ]
-    trials = under_way.trials()
-    best = gained(choose(trials, under_way.job.chance)) if trials else 0.0
+    trials = own.under_way.trials()
+    best = gained(choose(trials, own.under_way.job.chance)) if trials else 0.0
     better = [(gain, proposal.number, proposal) for gain, proposal in likely if gain > best]
-    if not better:
-        return
-    picks = max(better)[2].picks
-    recipe = recipe_of(picks)
-    under_way.job.show.note(f"another process found {recipe.name}; it is made here too")
-    under_way.unlimited().attempt(recipe, only=own.space.served(picks))
+    return [max(better)[2].picks] if better else []
 
 
 def _nearest_miss(under_way: Exploration) -> None:
