@@ -8,7 +8,9 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,21 +18,28 @@ from torch import nn
 
 import trimtab as tt
 from tests import small
+from tests.machines import EAGER, FASTER, ByParameters, Machine, begun, digits, next_of
+from trimtab import attempt
 from trimtab.attempt import Job
 from trimtab.compress.build import Built
-from trimtab.compress.recipes import default_picks, recipe_of, space_of
+from trimtab.compress.recipes import cheaper_first, default_picks, recipe_of, space_of
 from trimtab.core import Drop, Measurement, Search, Trial
 from trimtab.errors import GoalError, RunError
-from trimtab.explore import Exploration, Sampling, cheaper_first
+from trimtab.explore import SLOWER, Exploration, OutOfTime, Sampling
 from trimtab.explore import _result as tried
+from trimtab.explore import _slower as slower
 from trimtab.forecast import Forecast
 from trimtab.graph.capture import capture
+from trimtab.graph.cost import num_parameters
+from trimtab.graph.save import load_graph
 from trimtab.measure.quality import graded
 from trimtab.report.terminal import Progress
 from trimtab.runtimes.trial import Bench
+from trimtab.search import clock
 from trimtab.search.clock import Clock
-from trimtab.search.sampler import STORAGE_FILE, Proposal, Sampler, all_picks, filled, local
+from trimtab.search.sampler import BY_FORECAST, STORAGE_FILE, Proposal, Sampler, all_picks, filled, local
 from trimtab.search.study import Study
+from trimtab.train import loop
 from trimtab.train.loop import predict
 
 GOAL = tt.Goal("size_bytes", keep=0.97)
@@ -97,9 +106,9 @@ def test_what_serves_a_candidate_is_decided_where_there_is_a_choice() -> None:
 
 def test_a_recipe_that_learns_is_looked_at_without_and_after_little_learning() -> None:
     whole = recipe_of({"channels cut": "0.5", "epochs of recovery": "4", "numbers": "int8"})
-    assert [one.name for one in cheaper_first(whole)] == ["prune .5 by obs", "prune .5 by obs + distill 1 epoch"]
-    assert len(cheaper_first(recipe_of({"channels cut": "0.5", "epochs of recovery": "1"}))) == 1
-    assert cheaper_first(recipe_of({"channels cut": "0.5", "numbers": "int8"})) == ()
+    assert [one.name for one in cheaper_first(whole, eta=3)] == ["prune .5 by obs", "prune .5 by obs + distill 1 epoch"]
+    assert len(cheaper_first(recipe_of({"channels cut": "0.5", "epochs of recovery": "1"}), eta=3)) == 1
+    assert cheaper_first(recipe_of({"channels cut": "0.5", "numbers": "int8"}), eta=3) == ()
 
 
 def free_trial(runtime: str, num_bytes: float) -> Trial:
@@ -128,6 +137,121 @@ def test_nothing_is_trained_for_a_runtime_that_the_measurements_refuse(tmp_path:
     )
     assert not [path.name for path in (tmp_path / "built").glob("*distill*")]
     assert [skip.why for one in under_way.ended.values() for skip in one.skipped] == [result.notes["why"]]
+
+
+def test_what_is_foreseen_to_be_slower_than_the_original_is_not_tried_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine("one").put(monkeypatch)
+    own = begun(tmp_path / "run", [{"channels cut": "0.5", "epochs of recovery": "1"}])
+    proposal = own.sampler.ask()
+    assert proposal
+    own.forecast.times = 10.0
+    refused = tried(own, proposal)
+    assert refused.costs
+    share = refused.costs[0]
+    assert refused.costs == (share, 0.0)
+    assert share > 1
+    why = f"foreseen to cost {share:.2f} times the original there, or the best free baseline"
+    assert (refused.notes[BY_FORECAST], refused.notes["why"]) == (True, why)
+    (known,) = own.under_way.ended.values()
+    assert [(skip.what, skip.why) for skip in known.skipped] == [
+        ("prune .5 as measured + distill 1 epoch (eager fp32)", why)
+    ]
+    folder = own.under_way.job.held.folder
+    assert len(list((folder / "built").iterdir())) == 1, "it was cut, to see what is left, and not trained"
+    assert not (folder / "screens").exists()
+
+    own.forecast.times = 1.0
+    found = tried(own, proposal)
+    assert BY_FORECAST not in found.notes
+    (trial,) = own.under_way.trials()
+    assert trial.gain
+    assert found.costs
+    assert found.costs[0] == 1 / trial.gain.value < 1
+    assert found.notes["gain"] == trial.gain.value
+
+
+@pytest.mark.parametrize(("times", "tried_there"), [(0.99, False), (0.94, True)])
+def test_what_beats_the_original_in_its_runtime_may_still_be_foreseen_to_cost_more_than_the_best_one(
+    tmp_path: Path, times: float, tried_there: bool
+) -> None:
+    learned = digits()
+    space = space_of(learned, {"fp32": ("eager", "openvino")})
+    free = [free_trial("eager", 1e6), free_trial("openvino", 1.2e6)]
+    _, task = small.make()
+    job = Job(task, tt.Target(), GOAL, Study(tmp_path), Progress(quiet=True), "")
+    bench = Bench(task, job.target, GOAL, graded(task, GOAL, predict(learned, task.select.inputs), task.select))
+    under_way = Exploration(job, bench, Built(learned, tmp_path, ()), free, Clock(tmp_path, 9))
+    sampler = Sampler(local(tmp_path), {}, space.slots, (), seed=0, worker="a", alone=True)
+    forecast = ByParameters(learned, minimise=GOAL.minimise, target=job.target, file=tmp_path / "stairs.db")
+    own = Sampling(under_way, sampler, space, forecast, "a")
+    picks = filled(space.slots, {"channels cut": "0.5", "runtime of floats": "openvino"})
+    assert picks
+    forecast.times = times / Forecast.share(forecast, own.in_floats(picks), ("openvino", "fp32"), 1.2)
+    found = slower(own, Proposal(0, picks))
+    assert (found is None) == tried_there
+    assert found is None or SLOWER < found[0] == pytest.approx(1.2 * times)
+
+
+def a_clock_that_jumps_in_epoch_2(patched: pytest.MonkeyPatch) -> list[str]:
+    """In the second epoch of any recovery the budget is spent. Returns what the recoveries tell, step by step."""
+    now, told, step = [0.0], list[str](), Progress.step
+
+    def heard(self: Progress, done: int, total: int, text: str) -> None:
+        if self._phase != "training" and text.startswith("epoch "):
+            told.append(text)
+            now[0] = 1e4 if text.startswith("epoch 2") else now[0]
+        step(self, done, total, text)
+
+    patched.setattr(clock, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    patched.setattr(loop, "REPORT_EVERY_SECONDS", 0)
+    patched.setattr(Progress, "step", heard)
+    return told
+
+
+def test_a_budget_spent_in_the_middle_of_a_candidate_ends_it_and_what_there_is_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine("one").put(monkeypatch)
+    told = a_clock_that_jumps_in_epoch_2(monkeypatch)
+    model, task = small.make(width=64)
+    cuts = [tt.Prune(ratio=ratio) for ratio in (0.25, 0.5, 0.75)]
+    recipes = (tt.Recipe(cuts[:1]), tt.Recipe((cuts[1], tt.Distill(epochs=4))), tt.Recipe(cuts[2:]))
+    run = tmp_path / "run"
+    made = tt.optimize(model, task, target=EAGER, goal=FASTER, run=run, recipes=recipes, quiet=True)
+    epochs = [text.split("/")[0] for text in told]
+    assert epochs == ["epoch 1"] * (len(told) - 1) + ["epoch 2"], "it was ended after the first step of that epoch"
+    skipped = {skip["what"]: skip["why"] for skip in made.evidence["skipped"]}
+    for recipe in recipes[1:]:
+        assert skipped[recipe.name] == "the budget of 9 minutes was spent"
+    assert [trial["recipe"] for trial in made.evidence["trials"]] == ["original", "prune .25"]
+    assert made.name == "prune .25 (eager fp32)"
+    assert not [path.name for path in (run / "built").iterdir() if "distill" in path.name]
+    assert num_parameters(tt.load(run / "artifact").graph) < num_parameters(load_graph(run / "original"))
+
+
+def test_a_proposal_that_the_end_of_the_budget_found_in_its_training_is_told_as_far_as_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine("one").put(monkeypatch)
+    monkeypatch.setattr(attempt, "SURE", 1.1)  # so that there is something to recover
+    told = a_clock_that_jumps_in_epoch_2(monkeypatch)
+    own = begun(tmp_path / "run", [{"channels cut": "0.25"}, {"channels cut": "0.75", "epochs of recovery": "4"}])
+    assert next_of(own).notes["gain"] > 1
+    ended = next_of(own)
+    assert told[-1].startswith("epoch 2/4")
+    assert ended.notes["why"] == "the budget of 9 minutes was spent"
+    assert len(ended.rungs) == 2, "without recovery and after a short one"
+    assert ended.costs == ended.rungs[-1]
+    skips = [skip for one in own.under_way.ended.values() for skip in one.skipped if skip.why == ended.notes["why"]]
+    assert [skip.what for skip in skips] == ["prune .75 as measured + distill"]
+    assert [trial.recipe for trial in own.under_way.trials()] == ["prune .25 as measured"]
+    known = [result for _, result in own.sampler.ended()]
+    assert known[1].notes["why"] == ended.notes["why"], "one that resumes does not try it again"
+    with pytest.raises(OutOfTime):
+        own.under_way.watch()
+    replace(own.under_way, ended={}).watch()  # as long as nothing has ended, there is time
 
 
 def test_recipes_and_a_search_are_not_given_together(tmp_path: Path) -> None:

@@ -15,20 +15,19 @@ from typing import Any
 
 from trimtab.attempt import HOPELESS, Job, Tried, attempt, built_graph, failed, screened, serving, worthwhile
 from trimtab.compress.build import Built, key
-from trimtab.compress.distill import Distill
 from trimtab.compress.recipes import (
     FLOATS,
     NONE,
-    SHORT,
     Known,
     Space,
+    cheaper_first,
     default_picks,
     default_recipes,
     recipe_of,
     settled,
     space_of,
 )
-from trimtab.core import Method, Recipe, Search, Skip, Trial
+from trimtab.core import Recipe, Search, Skip, Trial
 from trimtab.errors import GoalError, PlanError, RunError, TaskError
 from trimtab.forecast import Forecast, Served, allowed_seconds, served_in_floats, staircase_file
 from trimtab.measure.verdict import chance_of_all
@@ -49,7 +48,7 @@ from trimtab.search.sampler import (
     require_storage,
     shown,
 )
-from trimtab.search.space import FREE_PRECISIONS, LEARNING, best_free, choose, cost, gained, surely_gains, unrecovered
+from trimtab.search.space import FREE_PRECISIONS, best_free, choose, cost, gained, surely_gains, unrecovered
 from trimtab.search.study import CHOICE
 
 # What numbers of fewer bits may gain at most, where nothing was measured yet: a guess that only ranks.
@@ -274,9 +273,17 @@ def _sampled(under_way: Exploration, asked: Asked) -> None:
     )
     own = Sampling(under_way, sampler, space, _forecast(under_way, search), worker)
     _replay(own)
-    if job.held.has(CHOICE):
-        return
-    _tell_space(job, space, url)
+    if not job.held.has(CHOICE):
+        _tell_space(job, space, url)
+        _propose(own, search)
+    if search.storage:
+        _adopt(own)
+
+
+def _propose(own: Sampling, search: Search) -> None:
+    """Try what the sampler gives out, until the budget is spent."""
+    under_way, sampler = own.under_way, own.sampler
+    job, space = under_way.job, own.space
     while under_way.clock.room():
         ended = sampler.ended()
         done = sum(BY_FORECAST not in result.notes and BESIDE not in result.notes for _, result in ended)
@@ -289,7 +296,6 @@ def _sampled(under_way: Exploration, asked: Asked) -> None:
         job.show.trial(done, search.trials or max(done + 1, len(default_picks())), name)
         sampler.tell(proposal, _result(own, proposal))
         under_way.clock.commit()
-    _adopt(own)
 
 
 def _forecast(under_way: Exploration, search: Search) -> Forecast:
@@ -435,7 +441,7 @@ def _slower(own: Sampling, proposal: Proposal) -> tuple[float, str] | None:
 
 def _stopped(own: Sampling, proposal: Proposal, recipe: Recipe, rungs: list[tuple[float, float]]) -> str | None:
     """Climb the cheap rungs; why it ended there, or None if the whole recipe is worth its time."""
-    rungs_below, under_way = cheaper_first(recipe), own.under_way
+    rungs_below, under_way = cheaper_first(recipe, eta=ETA), own.under_way
     for rung, cheaper in enumerate(rungs_below):
         under_way.job.show.step(rung, len(rungs_below) + 1, f"a cheaper look: {cheaper.name}")
         graph, drops = screened(under_way.job, under_way.bench, under_way.original, cheaper)
@@ -450,21 +456,6 @@ def _stopped(own: Sampling, proposal: Proposal, recipe: Recipe, rungs: list[tupl
     return None
 
 
-def cheaper_first(recipe: Recipe) -> tuple[Recipe, ...]:
-    """What is measured before a recipe that learns: without recovery, then, if it learns long, after a short one.
-
-    >>> [one.name for one in cheaper_first(recipe_of({"channels cut": "0.5", "epochs of recovery": "4"}))]
-    ['prune .5 by obs', 'prune .5 by obs + distill 1 epoch']
-    """
-    learning = next((at for at, method in enumerate(recipe.methods) if method.name.startswith(LEARNING)), None)
-    if learning is None:
-        return ()
-    cut: tuple[Method, ...] = recipe.methods[:learning]
-    short = Distill(epochs=int(SHORT))
-    dear = getattr(recipe.methods[learning], "epochs", 0) >= ETA * short.epochs  # else the look costs much of the whole
-    return (Recipe(cut), *((Recipe((*cut, short)),) if dear else ()))
-
-
 def _tell_space(job: Job, space: Space, url: str) -> None:
     lines = [f"searching {len(all_picks(space.slots)):,} candidates; the trials are kept in {shown(url)}"]
     lines += [f"  {row['decision']}: {row['options']} (asked {row['asked']})" for row in space.rows()]
@@ -473,22 +464,28 @@ def _tell_space(job: Job, space: Space, url: str) -> None:
 
 
 def _adopt(own: Sampling) -> None:
-    """Where another process found something better, make and measure it here too: times are compared on one machine."""
-    under_way = own.under_way
+    """Where another process found something better, make and measure it here too: times are compared on one machine.
+
+    Which that was is kept: one that resumes has the same trials, whatever others have found since.
+    """
+    job = own.under_way.job
+    for picks in job.held.once("adopted", lambda: _better_elsewhere(own), list[dict[str, str]]):
+        recipe = recipe_of(picks)
+        job.show.note(f"another process found {recipe.name}; it is made here too")
+        own.under_way.unlimited().attempt(recipe, only=own.space.served(picks))
+
+
+def _better_elsewhere(own: Sampling) -> list[dict[str, str]]:
+    """What another process found to gain most, if it is more than what would be chosen here; at most one."""
     likely = [
         (result.notes["gain"], proposal)
         for proposal, result in own.sampler.ended()
         if proposal.worker != own.worker and result.notes.get("chance", 0.0) >= 0.5
     ]
-    trials = under_way.trials()
-    best = gained(choose(trials, under_way.job.chance)) if trials else 0.0
+    trials = own.under_way.trials()
+    best = gained(choose(trials, own.under_way.job.chance)) if trials else 0.0
     better = [(gain, proposal.number, proposal) for gain, proposal in likely if gain > best]
-    if not better:
-        return
-    picks = max(better)[2].picks
-    recipe = recipe_of(picks)
-    under_way.job.show.note(f"another process found {recipe.name}; it is made here too")
-    under_way.unlimited().attempt(recipe, only=own.space.served(picks))
+    return [max(better)[2].picks] if better else []
 
 
 def _nearest_miss(under_way: Exploration) -> None:

@@ -16,6 +16,7 @@ from trimtab.compress.blocks import DropBlocks, blocks
 from trimtab.compress.distill import Distill
 from trimtab.compress.dynamic import Dynamic
 from trimtab.compress.factorize import Factorize
+from trimtab.compress.finetune import FineTune
 from trimtab.compress.lowrank import sites
 from trimtab.compress.order import refuse_order
 from trimtab.compress.prune import Prune
@@ -246,3 +247,20 @@ def recipe_of(picks: Mapping[str, str]) -> Recipe:
         methods.append(Distill(epochs=int(epochs)))
     method = NUMBERS[picks.get("numbers", FLOATS)][1]
     return Recipe((*methods, *((method,) if method else ())))
+
+
+def cheaper_first(recipe: Recipe, *, eta: float) -> tuple[Recipe, ...]:
+    """What is measured before a recipe that learns: without recovery, then after a short one, if it learns long.
+
+    eta: from how many times the short one on; before others the look would cost much of the whole.
+
+    >>> [one.name for one in cheaper_first(recipe_of({"channels cut": "0.5", "epochs of recovery": "4"}), eta=3)]
+    ['prune .5 by obs', 'prune .5 by obs + distill 1 epoch']
+    """
+    learning = next((at for at, one in enumerate(recipe.methods) if isinstance(one, Distill | FineTune)), None)
+    if learning is None:
+        return ()
+    cut: tuple[Method, ...] = recipe.methods[:learning]
+    short = Distill(epochs=int(SHORT))
+    long = getattr(recipe.methods[learning], "epochs", 0) >= eta * short.epochs
+    return (Recipe(cut), *((Recipe((*cut, short)),) if long else ()))

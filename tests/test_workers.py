@@ -1,0 +1,115 @@
+"""Several processes, one search: what another found is made and measured here before it can be chosen here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+import trimtab as tt
+from tests import small
+from tests.machines import EAGER, FASTER, Machine, begun, next_of
+from trimtab import prove
+from trimtab.core import Artifact, Search, Trial
+from trimtab.explore import BITS_GAIN, Sampling
+from trimtab.explore import _adopt as adopt
+from trimtab.graph.cost import num_parameters
+from trimtab.report.terminal import Progress
+from trimtab.search.sampler import Proposal, filled
+from trimtab.search.space import choose, cost
+
+CUT = "channels cut"
+
+
+def two_workers(folder: Path, machines: Sequence[Machine], first: Sequence[Mapping[str, str]]) -> list[Sampling]:
+    """On one storage, each on its machine, with one of the `first` proposals tried by each."""
+    storage, found = f"sqlite:///{folder}/shared.db", []
+    for machine in machines:
+        with pytest.MonkeyPatch.context() as patched:
+            machine.put(patched)
+            found.append(begun(folder / machine.name, first, storage=storage, worker=machine.name))
+            next_of(found[-1])
+    return found
+
+
+def adopted(own: Sampling, machine: Machine) -> Trial:
+    """Have `own` adopt on its machine; what is chosen after that."""
+    with pytest.MonkeyPatch.context() as patched:
+        machine.put(patched)
+        adopt(own)
+    return chosen(own)
+
+
+def chosen(own: Sampling) -> Trial:
+    return choose(own.under_way.trials(), own.under_way.job.chance)
+
+
+def ms(own: Sampling, recipe: str) -> float:
+    (trial,) = (one for one in own.under_way.trials() if one.recipe == recipe)
+    return cost(trial, "latency_ms")
+
+
+def test_two_machines_of_unequal_speed_end_with_the_same_choice_each_by_its_own_times(tmp_path: Path) -> None:
+    fast, slow = Machine("fast"), Machine("slow", ms=50.0)
+    one, other = two_workers(tmp_path, [fast, slow], [{CUT: "0.25"}, {CUT: "0.5"}])
+    gentle, bold = "prune .25 as measured", "prune .5 as measured"
+    assert [trial.recipe for trial in one.under_way.trials()] == [gentle]
+    assert [trial.recipe for trial in other.under_way.trials()] == [bold]
+    assert ms(one, gentle) < ms(other, bold) / 10, "by absolute time the worse one would win"
+    assert chosen(one).recipe == gentle, "what another has found is not chosen before it is made here"
+    assert [adopted(one, fast).recipe, adopted(other, slow).recipe] == [bold, bold]
+    assert ms(other, bold) == pytest.approx(50 * ms(one, bold)), "each measured by itself"
+    assert [trial.recipe for trial in other.under_way.trials()] == [bold], "the worse one of the other is not made"
+
+
+def test_what_is_better_on_the_other_machine_alone_is_measured_here_and_not_chosen(tmp_path: Path) -> None:
+    able, unable = Machine("able"), Machine("unable", slower={"int8w": 9.0})
+    packed, cut = {CUT: "0.25", "numbers": "weights in int8"}, {CUT: "0.25"}
+    one, other = two_workers(tmp_path, [able, unable], [packed, cut])
+    picks = filled(other.space.slots, packed)
+    assert picks
+    foreseen = other.predicted(other.in_floats(picks), Proposal(9, picks))
+    assert foreseen == other.uncorrected(other.in_floats(picks), ("eager", "int8w")) / BITS_GAIN, "no time of the other"
+    assert adopted(one, able).precision == "int8w"
+    assert adopted(other, unable).precision == "fp32"
+    (measured,) = (trial for trial in other.under_way.trials() if trial.precision == "int8w")
+    assert measured.gain
+    assert measured.gain.value < chosen(other).gain.value < chosen(one).gain.value
+
+
+class Killed(Exception):
+    pass
+
+
+def killed(*_: object, **__: object) -> None:
+    raise Killed
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_its_verdict_ships_what_it_had_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, slow = Machine("fast"), Machine("slow", ms=50.0)
+
+    def run(machine: Machine) -> Artifact:
+        machine.put(monkeypatch)
+        model, task = small.make(width=64)
+        search = Search(storage=f"sqlite:///{tmp_path}/shared.db", trials=2)
+        folder = tmp_path / machine.name
+        return tt.optimize(model, task, target=EAGER, goal=FASTER, run=folder, quiet=True, search=search)
+
+    with monkeypatch.context() as patched:  # in its second trial
+        trial = Progress.trial
+        patched.setattr(Progress, "trial", lambda self, *at: killed() if at[0] else trial(self, *at))
+        with pytest.raises(Killed):
+            run(fast)
+    other = run(slow)
+    assert other.name == "prune .75 by obs (eager fp32)"
+    with monkeypatch.context() as patched:
+        patched.setattr(prove, "in_order", killed)
+        with pytest.raises(Killed):
+            run(fast)
+    own = run(fast)
+    assert own.name == other.name
+    assert own.evidence["recipe"] == other.evidence["recipe"] != []
+    sizes = [num_parameters(tt.load(tmp_path / name / "artifact").graph) for name in ("fast", "slow")]
+    assert sizes[0] == sizes[1]
