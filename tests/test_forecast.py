@@ -118,6 +118,7 @@ def test_the_plot_shows_what_was_timed_and_times_nothing(tmp_path: Path, timed) 
     assert [row["layer"] for row in rows] == ["linear", "linear_1", "linear_2"]
     assert all(row["widths"] == [50.0, 100.0] and row["chosen"] == 50.0 for row in rows)
     assert rows[0]["ms"] == [2.0, 4.0]
+    assert all(row["pay"] == [50.0, 100.0] for row in rows), "each is faster than all that are wider"
 
 
 def test_runs_of_one_folder_share_the_times(tmp_path: Path) -> None:

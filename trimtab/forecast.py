@@ -26,7 +26,7 @@ from trimtab.graph.fold import fold_batchnorm, fold_weights
 from trimtab.measure.machine import stamp
 from trimtab.runtimes.alone import described
 from trimtab.search.space import FREE_PRECISIONS
-from trimtab.search.staircase import Staircase, predicted_ms
+from trimtab.search.staircase import Staircase, predicted_ms, worth_keeping
 
 STAIRCASE_FILE = "staircase.db"
 # The part of a search that layers may be timed in, and what they may be timed in any, in seconds.
@@ -106,8 +106,8 @@ class Forecast:
     def stairs(self, graph: GraphModule, served: Served) -> list[dict[str, Any]]:
         """The layers that take most of the original at the widths that were timed, in percent: rows of the page's plot.
 
-        Nothing is timed for it; a layer that is known at one width alone is left out. chosen: the nearest of the widths
-        to that in `graph`.
+        Nothing is timed for it; a layer that is known at one width alone is left out. pay: the widths that no wider one
+        is as fast as. chosen: the nearest of the widths to that in `graph`.
         """
         times, now = self._timed(served), {one.node: one.macs() for one in _contractions(graph)}
         rows = []
@@ -115,12 +115,13 @@ class Forecast:
             known = list(self._known(times, one))
             if len(known) < 2:
                 continue
-            own = now.get(one.node, 0)
+            own, ms = now.get(one.node, 0), {round(100 * at.share, 1): at.ms for at in known}
             rows.append(
                 {
                     "layer": one.node,
-                    "widths": [round(100 * at.share, 1) for at in known],
-                    "ms": [at.ms for at in known],
+                    "widths": list(ms),
+                    "ms": list(ms.values()),
+                    "pay": list(worth_keeping(ms)),
                     "chosen": round(100 * min((abs(at.macs - own), at.share) for at in known)[1], 1),
                 }
             )

@@ -186,8 +186,9 @@ def sensitivity() -> list[Evidence]:
 
 def staircase() -> list[Evidence]:
     widths = list(range(5, 101, 5))
+    shown = {"widths": widths, "pay": [20, 45, 70, 95, 100], "chosen": 50}
     return [
-        {"layer": name, "widths": widths, "ms": [scale * (1 + width // 25) for width in widths], "chosen": 50}
+        {**shown, "layer": name, "ms": [scale * (1 + width // 25) for width in widths]}
         for name, scale in (("features.3", 0.02), ("features.6", 0.035))
     ]
 

@@ -205,6 +205,9 @@ def test_every_figure_is_drawn(browser: webdriver.Chrome, tmp_path: Path) -> Non
     assert drawn["sensitivity-bars"] >= len(evidence["sensitivity"])
     assert drawn["timeline-plot"] >= len(evidence["timeline"])
     assert drawn["staircase-plot"] > 0
+    marks = browser.execute_script("return document.getElementById('staircase-plot').data[0].marker.symbol")
+    widths, pay = (evidence["staircase"][0][name] for name in ("widths", "pay"))
+    assert [width for width, mark in zip(widths, marks, strict=True) if mark == "circle"] == pay
     assert browser.get_log("browser") == []
 
 

@@ -134,7 +134,7 @@ def staircase(evidence: Evidence) -> str:
         "Time against width",
         figure("staircase-plot", f"Measured time of {names} at each width that was measured"),
         "Measured in the chosen runtime on this machine, in floating point, at the points; a ring marks the measured "
-        "width that is nearest to the chosen one.",
+        "width that is nearest to the chosen one. A cross is a width that does not pay: a wider one is as fast.",
     )
 
 

@@ -121,10 +121,13 @@
     return [[trace], layout(c, { height: 60 + 24 * shown.length, showlegend: false, xaxis: { ...axis(c), title: title("share of the outputs' variance") }, yaxis: { ...axis(c), color: c.ink } })];
   };
 
+  // Evidence of before does not tell which widths pay.
+  const pays = (stair, width) => !stair.pay || stair.pay.includes(width);
+
   const stairs = (c) => {
     const shades = [c.accent, c.free, c.dot, c.fail, c.pass, c.ink];
     const traces = data.staircase.flatMap((s, i) => [
-      { type: "scatter", mode: "lines+markers", name: s.layer, x: s.widths, y: s.ms, line: { color: shades[i % 6], width: 1.6 }, marker: { size: 5 } },
+      { type: "scatter", mode: "lines+markers", name: s.layer, x: s.widths, y: s.ms, line: { color: shades[i % 6], width: 1.6 }, marker: { size: s.widths.map((w) => (pays(s, w) ? 5 : 7)), symbol: s.widths.map((w) => (pays(s, w) ? "circle" : "x")) } },
       { type: "scatter", mode: "markers", showlegend: false, x: [s.chosen], y: [s.ms[s.widths.indexOf(s.chosen)]], marker: { size: 13, symbol: "circle-open", color: shades[i % 6], line: { width: 2 } }, hoverinfo: "skip" },
     ]);
     return [traces, layout(c, { xaxis: { ...axis(c), title: title("channels, % of the original's"), rangemode: "tozero" }, yaxis: { ...axis(c), title: title("ms"), rangemode: "tozero" } })];

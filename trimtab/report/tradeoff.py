@@ -15,6 +15,8 @@ AXES = {
     "size_bytes": "size on disk (log scale)",
     "memory_bytes": "peak memory (log scale)",
 }
+# What is measured has an interval; the bytes of a file are what they are.
+BARS = {"latency_ms": "95 % interval of the latency", "memory_bytes": "the peaks of several processes"}
 
 
 def tradeoff(evidence: Evidence) -> str:
@@ -24,8 +26,7 @@ def tradeoff(evidence: Evidence) -> str:
         return ""
     metric, minimise = evidence["task"]["metric"], evidence["goal"]["minimise"]
     noun = NOUN[minimise]
-    # What is measured in turns has an interval; the bytes of a file or a process are what they are.
-    bars = "95 % interval of the latency, and the interval" if minimise == "latency_ms" else "the interval"
+    bars = f"{BARS[minimise]}, and the interval" if minimise in BARS else "the interval"
     label = f"{metric} against {noun} of every candidate; the table All candidates below holds the same figures."
     line = (
         "The line joins those that none beats, by gain over the best free baseline and by the bound that suffers most."

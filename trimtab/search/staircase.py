@@ -124,7 +124,7 @@ def predicted_ms(original_ms: float, layers_ms: float, cut_layers_ms: float, *, 
     return cut_layers_ms + rest * (original_ms - layers_ms)
 
 
-def worth_keeping(times: Mapping[int, float], *, slack: float = 0.02) -> tuple[int, ...]:
+def worth_keeping(times: Mapping[float, float], *, slack: float = 0.02) -> tuple[float, ...]:
     """Of some widths those that pay, ascending: narrower than every width that is as fast, give or take `slack`.
 
     A width is left out if a wider one, which holds more of the model, takes at most (1 + slack) times as long.
@@ -132,7 +132,7 @@ def worth_keeping(times: Mapping[int, float], *, slack: float = 0.02) -> tuple[i
     >>> worth_keeping({64: 1.0, 60: 1.1, 48: 0.8, 47: 0.8})
     (48, 64)
     """
-    kept: list[int] = []
+    kept: list[float] = []
     fastest = float("inf")
     for width in sorted(times, reverse=True):
         if times[width] * (1 + slack) < fastest:
