@@ -188,6 +188,10 @@ def test_bytes_on_the_axis_read_as_elsewhere(
     show(browser, path, "light")
     texts = [tick.text for tick in browser.find_elements("css selector", "#tradeoff .xtick text")]
     assert [text for text in texts if text in shown] == shown
+    show(browser, path, "phone")
+    labels = browser.find_elements("css selector", "#tradeoff .xtick text")
+    assert len(labels) > 2
+    assert all(label.size["height"] < 20 for label in labels), "side by side, none is turned to find room"
     assert len(browser.find_elements("css selector", "#tradeoff .scatterlayer .point")) == len(evidence["trials"])
     assert browser.get_log("browser") == []
 

@@ -21,8 +21,8 @@
     return value + " B";
   };
 
-  // Round numbers on a log axis; where 1, 2 and 5 are too few for a narrow range, those between.
-  const ticks = (low, high, tell = (value) => String(Number(value.toPrecision(3)))) => {
+  // Round numbers on a log axis; where 1, 2 and 5 are too few for a narrow range, those between; at most so many.
+  const ticks = (low, high, tell = (value) => String(Number(value.toPrecision(3))), most = Infinity) => {
     const between = (digits) => {
       const found = [];
       for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1)
@@ -32,6 +32,7 @@
     let shown = between([1, 2, 5]);
     for (const step of [1, 0.5, 0.2, 0.1, 0.05, 0.02])
       if (shown.length < 3) shown = between(Array.from({ length: Math.round(9 / step) }, (_, i) => 1 + i * step));
+    if (shown.length > most) shown = shown.filter((_, i) => i % Math.ceil(shown.length / most) === 0);
     return { tickvals: shown, ticktext: shown.map(tell) };
   };
 
@@ -80,7 +81,7 @@
     ];
     const suffix = data.percent ? " %" : "";
     return [traces, layout(c, {
-      xaxis: { ...axis(c), ...ticks(...reach, data.bytes ? bytes : undefined), type: "log", range: reach.map(Math.log10), title: title(data.x_title) },
+      xaxis: { ...axis(c), ...(data.bytes ? ticks(...reach, bytes, narrow.matches ? 4 : Infinity) : ticks(...reach)), type: "log", range: reach.map(Math.log10), title: title(data.x_title) },
       yaxis: { ...axis(c), ticksuffix: suffix, title: narrow.matches ? undefined : title(data.y_title) },
     })];
   };
