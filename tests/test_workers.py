@@ -16,7 +16,7 @@ from trimtab.explore import BITS_GAIN, Sampling
 from trimtab.explore import _adopt as adopt
 from trimtab.graph.cost import num_parameters
 from trimtab.report.terminal import Progress
-from trimtab.search.sampler import Proposal, filled
+from trimtab.search.sampler import Proposal, Result, Sampler, filled
 from trimtab.search.space import choose, cost
 
 CUT = "channels cut"
@@ -76,6 +76,28 @@ def test_what_is_better_on_the_other_machine_alone_is_measured_here_and_not_chos
     (measured,) = (trial for trial in other.under_way.trials() if trial.precision == "int8w")
     assert measured.gain
     assert measured.gain.value < chosen(other).gain.value < chosen(one).gain.value
+
+
+def test_of_what_others_found_the_boldest_and_the_best_that_is_likely_are_made_here(tmp_path: Path) -> None:
+    """One that passes with a chance of .6 gains most and is no choice, so that it must not hide one that is."""
+    machine = Machine("one")
+    (own,) = two_workers(tmp_path, [machine], [{CUT: "0.25"}])
+    url, slots = f"sqlite:///{tmp_path}/shared.db", own.space.slots
+    other = Sampler(url, {}, slots, (), seed=0, worker="other", alone=False)
+    found = [
+        ({CUT: "0.75"}, 9.0, 0.6),
+        ({CUT: "0.75", "epochs of recovery": "4"}, 9.0, 0.6),  # where it had nothing to recover: the same trial
+        ({CUT: "0.5"}, 8.0, 0.99),
+        ({CUT: "0.625"}, 7.0, 0.99),
+        ({CUT: "0.75", "allocation": "uniform"}, 20.0, 0.1),
+    ]
+    for picks, gain, chance in found:
+        whole = filled(slots, picks)
+        assert whole
+        other.learn(whole, Result((1 / gain, 0.5), {"gain": gain, "chance": chance}))
+    assert adopted(own, machine).recipe == "prune .75 as measured", "here it is likely"
+    cuts = [f"prune {ratio} as measured" for ratio in (".25", ".5", ".75")]
+    assert sorted(trial.recipe for trial in own.under_way.trials()) == cuts
 
 
 class Killed(Exception):

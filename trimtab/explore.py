@@ -1,8 +1,8 @@
 """The search itself: the recipes that come first, then what the sampler proposes, until the budget is spent.
 
-A proposal is a recipe, the runtime that serves it and the precision. What the forecast says is slower is not tried. One
-that learns goes up rungs: what it is without recovery, after a short one, in full; only those among the best third at a
-rung go on (`search/halving.py`). Everything is committed as it ends, here and in the storage.
+A proposal is a recipe, the runtime that serves it and the precision. One that is foreseen to be slower is not tried.
+One that learns goes up rungs: what it is without recovery, after a short one, in full; only those among the best third
+at a rung go on (`search/halving.py`). Everything is committed as it ends, here and in the storage.
 """
 
 from __future__ import annotations
@@ -48,7 +48,16 @@ from trimtab.search.sampler import (
     require_storage,
     shown,
 )
-from trimtab.search.space import FREE_PRECISIONS, best_free, choose, cost, gained, surely_gains, unrecovered
+from trimtab.search.space import (
+    FREE_PRECISIONS,
+    best_free,
+    choose,
+    cost,
+    gained,
+    surely_gains,
+    unrecovered,
+    worth_adopting,
+)
 from trimtab.search.study import CHOICE
 
 # What numbers of fewer bits may gain at most, where nothing was measured yet: a guess that only ranks.
@@ -282,8 +291,7 @@ def _sampled(under_way: Exploration, asked: Asked) -> None:
 
 def _propose(own: Sampling, search: Search) -> None:
     """Try what the sampler gives out, until the budget is spent."""
-    under_way, sampler = own.under_way, own.sampler
-    job, space = under_way.job, own.space
+    under_way, sampler, job = own.under_way, own.sampler, own.under_way.job
     while under_way.clock.room():
         ended = sampler.ended()
         done = sum(BY_FORECAST not in result.notes and BESIDE not in result.notes for _, result in ended)
@@ -292,7 +300,7 @@ def _propose(own: Sampling, search: Search) -> None:
         if (proposal := sampler.ask()) is None:
             job.show.note("every candidate of the space has been tried")
             break
-        name = f"{recipe_of(proposal.picks).name} ({' '.join(space.served(proposal.picks))})"
+        name = f"{recipe_of(proposal.picks).name} ({' '.join(own.space.served(proposal.picks))})"
         job.show.trial(done, search.trials or max(done + 1, len(default_picks())), name)
         sampler.tell(proposal, _result(own, proposal))
         under_way.clock.commit()
@@ -311,17 +319,12 @@ def _forecast(under_way: Exploration, search: Search) -> Forecast:
     )
 
 
-def _first(recipe: Recipe) -> bool:
-    """Whether it is one of those that come first, which are tried in every runtime worth trying."""
-    return recipe in default_recipes()
-
-
 def _replay(own: Sampling) -> None:
     """What this run had ended before it was killed: read again from its folder."""
     under_way = own.under_way
     for proposal, result in own.sampler.ended():
         recipe = recipe_of(proposal.picks)
-        only = None if _first(recipe) else own.space.served(proposal.picks)
+        only = None if recipe in default_recipes() else own.space.served(proposal.picks)
         name = named(recipe, only)
         if proposal.worker != own.worker or not recipe.methods or name in under_way.ended:
             continue
@@ -346,7 +349,7 @@ def _result(own: Sampling, proposal: Proposal) -> Result:
     notes: dict[str, Any] = {"recipe": recipe.name, "key": key(recipe), "served": " ".join(served)}
     if not recipe.methods:
         return _of_original(own, served, notes)
-    first = _first(recipe)
+    first = recipe in default_recipes()  # which are tried in every runtime worth trying
     only = None if first else served
     if first and (needless := _settled(under_way, recipe)):
         under_way.ended[named(recipe)] = Tried(recipe, skipped=(needless,))
@@ -469,23 +472,16 @@ def _adopt(own: Sampling) -> None:
     Which that was is kept: one that resumes has the same trials, whatever others have found since.
     """
     job = own.under_way.job
-    for picks in job.held.once("adopted", lambda: _better_elsewhere(own), list[dict[str, str]]):
+
+    def better() -> list[dict[str, str]]:
+        notes = [(one.picks, result.notes) for one, result in own.sampler.ended() if one.worker != own.worker]
+        found = [(told["gain"], told["chance"], picks) for picks, told in notes if "gain" in told]
+        return worth_adopting(found, own.under_way.trials(), job.chance)
+
+    for picks in job.held.once("adopted", better, list[dict[str, str]]):
         recipe = recipe_of(picks)
         job.show.note(f"another process found {recipe.name}; it is made here too")
         own.under_way.unlimited().attempt(recipe, only=own.space.served(picks))
-
-
-def _better_elsewhere(own: Sampling) -> list[dict[str, str]]:
-    """What another process found to gain most, if it is more than what would be chosen here; at most one."""
-    likely = [
-        (result.notes["gain"], proposal)
-        for proposal, result in own.sampler.ended()
-        if proposal.worker != own.worker and result.notes.get("chance", 0.0) >= 0.5
-    ]
-    trials = own.under_way.trials()
-    best = gained(choose(trials, own.under_way.job.chance)) if trials else 0.0
-    better = [(gain, proposal.number, proposal) for gain, proposal in likely if gain > best]
-    return [max(better)[2].picks] if better else []
 
 
 def _nearest_miss(under_way: Exploration) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from trimtab.compress.distill import Distill
 from trimtab.compress.recipes import default_recipes
 from trimtab.core import Drop, Goal, Measurement, Ratio, Recipe, Target, Trial
-from trimtab.search.space import best_free, candidates, choose, finalists, unrecovered, worth_trying
+from trimtab.search.space import best_free, candidates, choose, finalists, unrecovered, worth_adopting, worth_trying
 
 
 def trial(ident: str, ms: float, *, diff: float = 0.0, gain: float | None = None, runtime: str = "eager") -> Trial:
@@ -117,3 +117,14 @@ def test_what_does_not_gain_for_sure_is_no_further_finalist() -> None:
     noisy = replace(trial("noisy", 1.0), gain=Ratio(3.0, 0.8, 5.0, 8), free=False)
     assert [one.id for one in finalists([trial("safe", 1.0, gain=1.5), noisy], lambda t: 0.9)] == ["safe"]
     assert [one.id for one in finalists([noisy], lambda t: 0.9)] == ["noisy"]
+
+
+def test_what_others_found_is_adopted_where_it_gains_more_than_the_choice_here() -> None:
+    own = [trial("own", 1.0, gain=3.0)]
+    found = [(2.9, 1.0, "worse"), (4.0, 0.49, "hopeless"), (3.1, 0.98, "likely"), (3.1, 0.98, "the same, told again")]
+    assert worth_adopting(found, own, lambda _: 1.0) == ["likely"]
+    assert worth_adopting([*found, (5.0, 0.5, "bold")], own, lambda _: 1.0) == ["likely", "bold"]
+    assert worth_adopting(found[:2], own, lambda _: 1.0) == []
+    assert worth_adopting(found[:1], [], lambda _: 1.0) == ["worse"], "one that has found nothing takes what there is"
+    others = [replace(trial(f"o{num}", 1.0, gain=1.5), recipe=f"o{num}") for num in range(20)]
+    assert worth_adopting([(5.0, 0.98, "a"), (4.0, 0.995, "b")], [*own, *others], lambda _: 1.0) == ["b", "a"]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
-from typing import get_args
+from typing import TypeVar, get_args
 
 from trimtab.core import Candidate, Goal, Precision, Recipe, Skip, Target, Trial
 
+T = TypeVar("T")
 RISK = 0.2
 # How many are put before the verdict; the least chance of those after the first, and what each must gain over the one
 # before it, which is beyond what two races differ by.
 FINALISTS, LEAST_CHANCE, STEP_UP = 3, 0.1, 1.05
+EVEN = 0.5  # the least chance of what another process found and is made here too
 LEARNING = ("distill", "fine-tune")
 # The precisions that are a matter of how a graph is served; a method brings the others about.
 FREE_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -136,6 +138,33 @@ def choose(trials: list[Trial], chance: Callable[[Trial], float]) -> Trial:
     enough = 1 - RISK / len({trial.recipe for trial in better})
     likely = [trial for trial in better if chance(trial) >= enough]
     return max(likely, key=gained) if likely else max(better, key=chance)
+
+
+def worth_adopting(
+    found: Sequence[tuple[float, float, T]], trials: list[Trial], chance: Callable[[Trial], float]
+) -> list[T]:
+    """Of what others found, that which is to be made here too: none, one or two that gain more than the choice here.
+
+    It is what gains most among those likely enough to be chosen, and what gains most among all that may well pass; for
+    the latter alone is often no choice, and would hide one. Of equals the first.
+
+    Args:
+        found: (how many times better than the best free baseline, chance to pass, what) in order.
+        trials: those of this process.
+        chance: as for `choose`.
+
+    >>> worth_adopting([(9.0, 0.6, "bold"), (8.0, 0.99, "safe"), (7.0, 0.99, "safer")], [], lambda trial: 1.0)
+    ['safe', 'bold']
+    """
+    best = gained(choose(trials, chance)) if trials else 0.0
+    enough = 1 - RISK / (2 + len({trial.recipe for trial in trials}))  # as `choose` will ask for, with both
+    chosen: list[tuple[float, float, T]] = []
+    for least in (enough, EVEN):
+        better = [one for one in found if one[0] > best and one[1] >= least]
+        top = max(better, key=lambda one: one[0], default=None)
+        if top and top not in chosen:
+            chosen.append(top)
+    return [what for _, _, what in chosen]
 
 
 def finalists(trials: list[Trial], chance: Callable[[Trial], float], *, most: int = FINALISTS) -> list[Trial]:
