@@ -28,10 +28,15 @@ def reached(row: Row, volume: float) -> Row | None:
     return next((step for step in row["steps"] if step["hypervolume"] >= volume - 1e-9), None)
 
 
+def of_grids(rows: Sequence[Row]) -> dict[str, Row]:
+    """How each grid ended, whose order changes nothing of that; the one that reached more first."""
+    ends = {name: own[0]["steps"][-1] for name, own in by_strategy(rows).items() if name.startswith(GRID)}
+    return dict(sorted(ends.items(), key=lambda end: -end[1]["hypervolume"]))
+
+
 def of_grid(rows: Sequence[Row]) -> Row | None:
-    """How the grid ended that reached more, whose order changes nothing of that."""
-    ends = [own[0]["steps"][-1] for name, own in by_strategy(rows).items() if name.startswith(GRID)]
-    return max(ends, key=lambda step: step["hypervolume"], default=None)
+    """How the grid ended that reached more."""
+    return next(iter(of_grids(rows).values()), None)
 
 
 def report(parts: dict[str, Part], titles: Sequence[str]) -> list[str]:
@@ -56,24 +61,37 @@ def report(parts: dict[str, Part], titles: Sequence[str]) -> list[str]:
 
 
 def aim(rows: Sequence[Row]) -> list[str]:
-    """Whether ours has the grid's hypervolume in a quarter of its evaluations."""
+    """Whether ours has each grid's hypervolume in a quarter of its evaluations."""
     whole, own = of_grid(rows), by_strategy(rows).get(OURS)
     if whole is None or own is None:
         return ["- The aim is not decided: ours and the grid have to end first."]
-    needed = [step["evaluations"] if (step := reached(row, whole["hypervolume"])) else None for row in own]
-    took = [step["seconds"] if (step := reached(row, whole["hypervolume"])) else None for row in own]
-    limit = AIM * whole["evaluations"]
-    held = sum(one is not None and one <= limit for one in needed)
-    told = ", ".join("not reached" if one is None else f"{one}" for one in needed)
-    seconds = ", ".join("-" if one is None else f"{one:.0f}" for one in took)
-    grids = sum(name.startswith(GRID) for name in by_strategy(rows))
-    word = "holds" if held == len(own) else "does not hold" if not held else f"holds for {held} of {len(own)} seeds"
     return [
-        f"- The {'better ' if grids > 1 else ''}grid's hypervolume, {whole['hypervolume']:.3f} after "
-        f"{whole['evaluations']} evaluations, should be reached in at most a quarter of them ({limit:.0f}): this "
-        f"{word}. Ours, by seed: {told} evaluations; {seconds} seconds, of the grid's {whole['seconds']:.0f}.",
-        f"- After a quarter of them, as shares of it: {', '.join(early_shares(rows, whole))}.",
+        *(_aim(name, end, own) for name, end in of_grids(rows).items()),
+        f"- After {quarter(whole)} evaluations, as shares of {whole['hypervolume']:.3f}: "
+        f"{', '.join(early_shares(rows, whole))}.",
     ]
+
+
+def _aim(name: str, whole: Row, own: Sequence[Row]) -> str:
+    ends = spread([row["steps"][-1]["hypervolume"] for row in own], "{:.3f}")
+    title = f"- {name[0].upper()}{name[1:]}"
+    if not whole["hypervolume"]:
+        return f"{title}: nothing within the bound in {whole['evaluations']} evaluations. Ours ended at {ends}."
+    limit, hits = AIM * whole["evaluations"], [reached(row, whole["hypervolume"]) for row in own]
+    held = sum(step is not None and step["evaluations"] <= limit for step in hits)
+    word = "holds" if held == len(own) else "does not hold" if not held else f"holds for {held} of {len(own)} seeds"
+    if any(hits):
+        needed, took = (
+            ", ".join("not reached" if step is None else f"{step[what]:.0f}" for step in hits)
+            for what in ("evaluations", "seconds")
+        )
+        told = f"by seed: {needed} evaluations; {took} seconds, of the grid's {whole['seconds']:.0f}"
+    else:
+        told = f"ended at {ends}"
+    return (
+        f"{title}: {whole['hypervolume']:.3f} after {whole['evaluations']} evaluations, should be "
+        f"reached in at most a quarter of them ({limit:.0f}): this {word}. Ours {told}."
+    )
 
 
 def foreseen(rows: Sequence[Row]) -> list[str]:

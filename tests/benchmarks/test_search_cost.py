@@ -68,15 +68,21 @@ def test_report_says_whether_the_aim_is_met() -> None:
     fast, slow = rows("ours", (4, 9.0, 0.4), (8, 30.0, 0.55)), rows("ours", (9, 9.0, 0.4), (20, 30.0, 0.55))
     text = "\n".join(table.report({"MiniLM": table.Part("now", [whole, fast, slow])}, ["MiniLM", "MobileNetV2"]))
     assert (
-        "0.500 after 40 evaluations, should be reached in at most a quarter of them (10): this holds for 1 of 2" in text
+        "- Grid: 0.500 after 40 evaluations, should be reached in at most a quarter of them (10): this holds for 1 of 2"
+        in text
     )
-    assert "Ours, by seed: 8, 20 evaluations; 30, 30 seconds, of the grid's 200." in text
+    assert "Ours by seed: 8, 20 evaluations; 30, 30 seconds, of the grid's 200." in text
     assert "| ours | 2 | 14 (8 ... 20) | 30 | 0.550 | 0.475 (0.400 ... 0.550) | 14 (8 ... 20) |" in text
-    assert "After a quarter of them, as shares of it: ours 95 (80 ... 110) %, grid 20 %." in text
+    assert "After 10 evaluations, as shares of 0.500: ours 95 (80 ... 110) %, grid 20 %." in text
     assert "Not run: MobileNetV2." in text
     better = rows("grid of even cuts", (30, 100.0, 0.6))
     text = "\n".join(table.report({"MiniLM": table.Part("now", [whole, better, slow])}, ["MiniLM"]))
-    assert "The better grid's hypervolume, 0.600 after 30 evaluations" in text
+    first, second = (line for line in text.splitlines() if "evaluations, should" in line)
+    assert first.startswith("- Grid of even cuts: 0.600 after 30 evaluations"), "the better comes first"
+    assert first.endswith("this does not hold. Ours ended at 0.550.")
+    assert second.startswith("- Grid: 0.500 after 40 evaluations")
+    nothing = table.aim([rows("grid", (9, 1.0, 0.0)), slow])
+    assert nothing[0] == "- Grid: nothing within the bound in 9 evaluations. Ours ended at 0.550."
     assert "this does not hold" in "\n".join(table.report({"MiniLM": table.Part("now", [whole, slow])}, ["MiniLM"]))
     assert "The aim is not decided" in "\n".join(table.report({"MiniLM": table.Part("now", [whole])}, ["MiniLM"]))
 
