@@ -131,6 +131,7 @@ def test_tensorboard_reads_what_was_sent(tmp_path: Path) -> None:
     assert b"PASS: Quality holds" in verdict.tensor_proto.string_val[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="pip install mlflow")
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_reads_what_was_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +203,7 @@ def test_tensorboard_reads_a_training(tmp_path: Path) -> None:
     assert events[-1].value == pytest.approx(trained.metric)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="pip install mlflow")
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_reads_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

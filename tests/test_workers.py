@@ -11,6 +11,7 @@ import trimtab as tt
 from tests import small
 from tests.machines import EAGER, FASTER, Machine, begun, next_of
 from trimtab import prove
+from trimtab.compress.recipes import recipe_of
 from trimtab.core import Artifact, Search, Trial
 from trimtab.explore import BITS_GAIN, Sampling
 from trimtab.explore import _adopt as adopt
@@ -86,7 +87,6 @@ def test_of_what_others_found_the_boldest_and_the_best_that_is_likely_are_made_h
     other = Sampler(url, {}, slots, (), seed=0, worker="other", alone=False)
     found = [
         ({CUT: "0.75"}, 9.0, 0.6),
-        ({CUT: "0.75", "epochs of recovery": "4"}, 9.0, 0.6),  # where it had nothing to recover: the same trial
         ({CUT: "0.5"}, 8.0, 0.99),
         ({CUT: "0.625"}, 7.0, 0.99),
         ({CUT: "0.75", "allocation": "uniform"}, 20.0, 0.1),
@@ -94,10 +94,20 @@ def test_of_what_others_found_the_boldest_and_the_best_that_is_likely_are_made_h
     for picks, gain, chance in found:
         whole = filled(slots, picks)
         assert whole
-        other.learn(whole, Result((1 / gain, 0.5), {"gain": gain, "chance": chance}))
+        name = recipe_of(whole).name
+        notes = {"gain": gain, "chance": chance, "recipe": name, "candidate": f"{name} (eager fp32)"}
+        other.learn(whole, Result((1 / gain, 0.5), notes))
     assert adopted(own, machine).recipe == "prune .75 as measured", "here it is likely"
     cuts = [f"prune {ratio} as measured" for ratio in (".25", ".5", ".75")]
     assert sorted(trial.recipe for trial in own.under_way.trials()) == cuts
+
+
+def test_what_had_nothing_to_recover_is_made_here_without_training_too(tmp_path: Path) -> None:
+    one, other = Machine("one"), Machine("other")
+    found, own = two_workers(tmp_path, [one, other], [{CUT: "0.5", "epochs of recovery": "4"}, {CUT: "0.25"}])
+    assert chosen(found).recipe == "prune .5 as measured"
+    assert adopted(own, other).recipe == "prune .5 as measured"
+    assert not [path.name for path in (tmp_path / "other" / "built").iterdir() if "distill" in path.name]
 
 
 class Killed(Exception):

@@ -467,17 +467,20 @@ def _tell_space(job: Job, space: Space, url: str) -> None:
 
 
 def _adopt(own: Sampling) -> None:
-    """Where another process found something better, make and measure it here too: times are compared on one machine.
-
-    Which that was is kept: one that resumes has the same trials, whatever others have found since.
-    """
+    """Where another process found something better, make and measure it here too: times are compared on one machine."""
     job = own.under_way.job
 
     def better() -> list[dict[str, str]]:
         notes = [(one.picks, result.notes) for one, result in own.sampler.ended() if one.worker != own.worker]
-        found = [(told["gain"], told["chance"], picks) for picks, told in notes if "gain" in told]
+        found = [
+            # one that had nothing to recover was measured without training
+            (told["gain"], told["chance"], picks if told["candidate"].startswith(told["recipe"]) else picks | UNTRAINED)
+            for picks, told in notes
+            if "gain" in told
+        ]
         return worth_adopting(found, own.under_way.trials(), job.chance)
 
+    # kept, so that one that resumes has the same trials, whatever others have found since
     for picks in job.held.once("adopted", better, list[dict[str, str]]):
         recipe = recipe_of(picks)
         job.show.note(f"another process found {recipe.name}; it is made here too")
