@@ -104,7 +104,8 @@ def test_what_was_foreseen_of_floats_is_read_from_the_storage_and_told(tmp_path:
     assert {row["strategy"]: row["foreseen"] for row in found} == {"grid": [], "ours": [(0.5, 0.4), (0.6, 0.5)]}
     (line,) = table.foreseen(found)
     assert "foreseen for 2 " in line
-    assert "median error is 22 %, 0 are within 10 %, the largest is 25 %" in line
+    assert "measures, is 22 %, 0 are within 10 %, the largest is 25 %" in line
+    assert line in table.page({"MiniLM": found}, "results.md")
     assert table.foreseen(rows_of(tmp_path / "nothing")) == []
 
 
