@@ -128,7 +128,7 @@ def _beside(job: Job, free: list[Trial]) -> dict[str, Trial]:
 
 
 def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial, more: dict[str, Any]) -> Story:
-    tried = _of(ended, choice)
+    tried, identity = _of(ended, choice), read_json(job.held.folder / IDENTITY_FILE)
     recipe = tried.recipe if tried else Recipe()
     names = [FREE, *(Recipe(recipe.methods[: end + 1]).name for end in range(len(recipe.methods)))]
     trials = (*free, *(trial for tried in ended for trial in tried.trials))
@@ -147,7 +147,8 @@ def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial, more:
         command=job.command,
         folder=str(job.held.folder),
         recipe=tuple({"method": s.method, "settings": s.settings} for s in (tried.stages if tried else ())),
-        data=read_json(job.held.folder / IDENTITY_FILE)["data"],
+        data=identity["data"],
+        seed=identity.get("seed"),
         attribution={
             **more,
             **_attribution(job, tried, choice),

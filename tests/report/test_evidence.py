@@ -6,7 +6,6 @@ import base64
 import io
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,11 +28,9 @@ from trimtab.core import (
     Trial,
     Verdict,
 )  # fmt: skip
-from trimtab.files import write_json
 from trimtab.measure.speed import Timing
 from trimtab.report.evidence import Contender, Story, assemble, steps
 from trimtab.report.shown import NUM_EXAMPLES
-from trimtab.search.study import IDENTITY_FILE
 
 DROP = Drop(0.8, 0.7, -0.1, -0.2, 0.05, 0.15, 60, 0.95, "exact")
 NUM = 60
@@ -205,12 +202,11 @@ def test_bounds_have_the_estimates_of_select_and_verify() -> None:
     assert [one["verify"]["candidate"] for one in found] == [0.7, 0.7]
 
 
-def test_the_seeds_of_training_and_search_are_told_apart(tmp_path: Path) -> None:
+def test_the_seeds_of_training_and_search_are_told_apart() -> None:
     trained = replace(task(), fit=Fit(seed=7))
-    story = Story(trained, Target(), Goal(), (), (), (), "trimtab optimize t --seed 3", str(tmp_path))
-    write_json(tmp_path / IDENTITY_FILE, {"seed": 3})
+    story = Story(trained, Target(), Goal(), (), (), (), "trimtab optimize t --seed 3", "r", seed=3)
     found = evidence(trained, inputs=pictures()[0], story=story)["reproduce"]
     assert found == {"command": "trimtab optimize t --seed 3", "training_seed": 7, "search_seed": 3}
-    brought = replace(story, task=task(), folder=str(tmp_path / "none"))
+    brought = replace(story, task=task(), seed=None)
     found = evidence(task(), inputs=pictures()[0], story=brought)["reproduce"]
     assert found == {"command": "trimtab optimize t --seed 3", "training_seed": None, "search_seed": None}

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import cattrs
 import numpy as np
 
 from trimtab.core import Goal, Measurement, Metric, Ratio, Skip, Split, Target, Task, Trial, Verdict
-from trimtab.files import read_json
 from trimtab.measure import proportions
 from trimtab.measure.machine import stamp, versions
 from trimtab.measure.quality import Scores, value
 from trimtab.measure.speed import Timing
 from trimtab.report.shown import examples
-from trimtab.search.study import IDENTITY_FILE
 
 FORMAT = 1
 REFERENCE, BEST_FREE, CHOSEN = "reference", "best_free", "chosen"
@@ -42,8 +39,8 @@ class Contender:
 class Story:
     """How the run came to its choice. recipe: method and settings of each step; data: the hash of the task's data.
 
-    attribution: more parts of the evidence: `finalists`, `layers`, `coverage`, `sensitivity`, `staircase`, `timeline`,
-    `profile`.
+    seed: of what the search tried, if there was one. attribution: more parts of the evidence: `finalists`, `layers`,
+    `coverage`, `sensitivity`, `staircase`, `timeline`, `profile`.
     """
 
     task: Task
@@ -56,6 +53,7 @@ class Story:
     folder: str
     recipe: tuple[Mapping[str, Any], ...] = ()
     data: str = ""
+    seed: int | None = None
     attribution: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -99,7 +97,11 @@ def assemble(story: Story, contenders: Sequence[Contender], verdict: Verdict, *,
             split,
         ),
         **story.attribution,
-        "reproduce": {"command": story.command, **_seeds(story)},
+        "reproduce": {
+            "command": story.command,
+            "training_seed": task.fit.seed if task.fit else None,  # None: it came trained
+            "search_seed": story.seed,
+        },
         "paths": {
             "artifact": f"{story.folder}/artifact",
             "evidence": f"{story.folder}/artifact/evidence.json",
@@ -107,13 +109,6 @@ def assemble(story: Story, contenders: Sequence[Contender], verdict: Verdict, *,
             "bundle": f"{story.folder}/bundle",
         },
     }
-
-
-def _seeds(story: Story) -> dict[str, int | None]:
-    """Of what the model was trained with, None if it came trained; and of what the search tried, as its folder says."""
-    identity = Path(story.folder) / IDENTITY_FILE
-    search = read_json(identity).get("seed") if identity.exists() else None
-    return {"training_seed": story.task.fit.seed if story.task.fit else None, "search_seed": search}
 
 
 def described(task: Task) -> dict[str, Any]:
