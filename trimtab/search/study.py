@@ -83,8 +83,8 @@ def study(folder: Path, identity: Mapping[str, Any], *, until: Mapping[str, Any]
         whole = {**identity, **({"budget": dict(until)} if until else {})}
         before = _read_identity(held) if held.exists() else {}
         if before:
-            _require_open(folder, before.get("budget", {}), dict(until or {}))
             _require_same(folder, {name: before[name] for name in before if name != "budget"}, dict(identity))
+            _require_open(folder, before.get("budget", {}), dict(until or {}))
         if whole != before:
             write_json(held, whole)
         sweep_parts(folder)
