@@ -65,6 +65,9 @@ def test_a_run_may_be_given_more_time_until_it_has_chosen(tmp_path: Path) -> Non
     words = "has chosen, with minutes=2, .* with minutes=3 it cannot go on"
     with pytest.raises(RunError, match=words), study(tmp_path, IDENTITY, until={"minutes": 3}):
         pass
+    words = "with no minutes given it cannot go on"
+    with pytest.raises(RunError, match=words), study(tmp_path, IDENTITY, until={"minutes": None}):
+        pass
     words = "holds a run of something else"
     with pytest.raises(RunError, match=words), study(tmp_path, IDENTITY | {"task": "u"}, until={"minutes": 3}):
         pass

@@ -109,7 +109,8 @@ def _require_open(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
 
 
 def _listed(budget: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in budget.items())
+    told = [f"{name}={value}" for name, value in budget.items() if value is not None]
+    return ", ".join(told) or f"no {' or '.join(budget)} given"
 
 
 def _require_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
