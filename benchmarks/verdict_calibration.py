@@ -10,7 +10,8 @@ population loses: there a PASS is false, and may happen to 5 %. Four more tables
 samples show, several bounds at once, the best of many picked on `select`, and other intervals of a mean. Writes
 benchmarks/results/verdict_calibration_DATE.md and docs/benchmarks/verdict_calibration.svg. Half an hour on one core.
 With --again, one cell alone with seeds of its own, in verdict_calibration_again_DATE.md: of many cells at 5 %, some
-come out above it by chance, and fresh tasks tell which do in truth.
+come out above it by chance, and fresh tasks tell which do in truth. With --kept, the first of the further tables
+alone, in verdict_calibration_kept_DATE.md; of some metrics only, in verdict_calibration_kept_again_DATE.md.
 """
 
 from __future__ import annotations

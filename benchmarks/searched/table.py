@@ -100,10 +100,10 @@ def foreseen(rows: Sequence[Row]) -> list[str]:
     if not pairs:
         return []
     errors = sorted(abs(forecast / cost - 1) for forecast, cost in pairs)
-    half = sum(error <= 0.1 for error in errors)
+    near = sum(error <= 0.1 for error in errors)
     return [
         f"- What floats cost was foreseen for {len(errors)} that were measured then: the median error, before what the "
-        f"search corrects by what it measures, is {100 * median(errors):.0f} %, {half} are within 10 %, the largest is "
+        f"search corrects by what it measures, is {100 * median(errors):.0f} %, {near} are within 10 %, the largest is "
         f"{100 * errors[-1]:.0f} %."
     ]
 

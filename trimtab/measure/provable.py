@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trimtab.core import Goal, Split, Task
-from trimtab.measure.quality import Scores
+from trimtab.measure.quality import Scores, margin_of
 from trimtab.measure.resample import Floats
 from trimtab.measure.stats import Kept, held_by
 from trimtab.tasks.bounds import Asked, asked
@@ -29,7 +29,8 @@ def unprovable(task: Task, goal: Goal, reference: Scores, split: Split) -> tuple
         scores = reference[one.what]
         if len(scores) < FEWEST:
             continue  # too few to tell anything by
-        margin = Kept(one.keep).of(_value(one, scores)) if one.drop is None else one.drop
+        allowed = margin_of(one)
+        margin = allowed.of(_value(one, scores)) if isinstance(allowed, Kept) else allowed
         num = max(2, round(float(one.mask.float().mean()) * len(task.verify)))
         if margin == 0:
             told.append(
@@ -53,7 +54,7 @@ def _value(one: Asked, scores: Floats) -> float:
 def _reach(one: Asked, scores: Floats, num: int, goal: Goal) -> float:
     """How much worse an equal model may be, for all that `num` samples can tell."""
     same = scores[np.arange(num) % len(scores)]
-    margin = Kept(one.keep) if one.drop is None else one.drop
+    margin = margin_of(one)
     equal = held_by(one.metric, same, same, margin=margin, confidence=goal.confidence, num_resamples=FEW_RESAMPLES)
     return -equal.low
 

@@ -17,7 +17,7 @@ from trimtab.errors import MetricError
 from trimtab.measure.corpus import value_of
 from trimtab.measure.resample import Floats
 from trimtab.measure.stats import Kept, held_by
-from trimtab.tasks.bounds import asked
+from trimtab.tasks.bounds import Asked, asked
 
 ROUNDING = 1e-6  # of the limits' span: a cosine of floats may be 1.0000001
 # what is asked, e.g. "accuracy of night" -> the scores [M] or statistics [M, D] of the M samples it is asked of
@@ -97,10 +97,14 @@ def held_against(task: Task, goal: Goal, split: Split, reference: Scores, candid
         before, after = reference[one.what], candidate[one.what]
         for own in (before, after):
             value(one.metric, own)  # refuses what is not finite, or beyond the limits
-        margin = Kept(one.keep) if one.drop is None else one.drop
-        drop = held_by(one.metric, before, after, margin=margin, confidence=goal.confidence)
+        drop = held_by(one.metric, before, after, margin=margin_of(one), confidence=goal.confidence)
         drops.append(replace(drop, what=one.what, share=float(one.mask.float().mean())))
     return tuple(drops)
+
+
+def margin_of(one: Asked) -> float | Kept:
+    """What may be lost: so much, or what is beyond the share that is to be kept."""
+    return Kept(one.keep) if one.drop is None else one.drop
 
 
 def _require_declared(metric: Metric, own: Floats) -> None:
