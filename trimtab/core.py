@@ -354,7 +354,7 @@ class Tools:
 
 
 class Method(Protocol):
-    """One technique: its fields are its settings. The graphs given to it are never changed."""
+    """One technique: its fields are its settings. The graphs given to it are never changed. `plan` may take `tools`."""
 
     @property
     def name(self) -> str: ...

@@ -6,21 +6,24 @@ Each stage is committed as it ends, and shared by the recipes that begin alike.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import cattrs
 from torch import nn
 from torch.fx import GraphModule
 
 from trimtab.compress.order import refuse_order
-from trimtab.core import Recipe, Skip, Task, Tools
+from trimtab.compress.parts import Parts
+from trimtab.core import Method, Plan, Recipe, Skip, Task, Tools
 from trimtab.files import read_json, write_json
 from trimtab.graph.save import load_graph, save_graph
 from trimtab.tasks.check import fingerprint_weights
@@ -85,8 +88,8 @@ def _made(
     def make(folder: Path) -> None:
         given = load_graph(stem_folder) if stem.methods else original.graph
         started = time.perf_counter()
-        plan = method.plan(given, task)
         own = replace(tools, task=task, original=original.graph, folder=work)
+        plan = _planned(method, given, task, own)
         graph = method.apply(given, plan, own)
         learned = learned_of(graph)
         stage = Stage(
@@ -103,6 +106,19 @@ def _made(
     if work:
         shutil.rmtree(work, ignore_errors=True)  # its checkpoints: the stage has ended
     return folder, (*stages, cattrs.structure(read_json(folder / PLAN_FILE), Stage))
+
+
+def _planned(method: Method, graph: GraphModule, task: Task, tools: Tools) -> Plan:
+    """The method's plan: read if a process that was killed had ended it. Those that plan long take `tools` for it."""
+    long = "tools" in inspect.signature(method.plan).parameters
+    make = partial(method.plan, graph, task, **({"tools": tools} if long else {}))
+    try:
+        kind = get_type_hints(method.plan).get("return")
+    except (NameError, TypeError):  # somebody's own method, which says nothing that can be looked up
+        kind = None
+    if tools.folder is None or kind is None:
+        return make()
+    return Parts(Path(tools.folder)).value("plan", make, kind)
 
 
 def key(recipe: Recipe) -> str:

@@ -13,8 +13,9 @@ are still needed there; and for a layer with F features 6 Cholesky factorization
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from trimtab.compress.calibration import (
     pick,
     with_one,
 )
+from trimtab.compress.parts import NOTHING_KEPT, Parts
 from trimtab.core import Skip, Split
 from trimtab.errors import PlanError
 from trimtab.graph.calls import arguments
@@ -42,7 +44,6 @@ from trimtab.graph.cost import Sizes
 from trimtab.graph.dims import Group
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-Report = Callable[[int, int, str], None]
 
 
 def solvable(graph: GraphModule, groups: list[Group]) -> tuple[tuple[str, ...], tuple[Skip, ...]]:
@@ -73,7 +74,7 @@ def compensate_(
     nodes: tuple[str, ...],
     *,
     outputs: Mapping[str, Tensor],
-    report: Report | None = None,
+    parts: Parts = NOTHING_KEPT,
 ) -> GraphModule:
     """Re-solve, in place, the weights of `nodes` in `pruned`.
 
@@ -83,16 +84,21 @@ def compensate_(
         data: calibration samples.
         nodes: of layers, as `solvable` names them.
         outputs: weight -> True where an output of the original layer is still there, if some are not.
-        report: told of progress.
+        parts: the layers that were solved before, and who is told of progress.
     """
     targets, inputs = Walk(original, batches(data)), Walk(pruned, batches(data))
     for place, node in enumerate(nodes):
-        if report:
-            report(place, len(nodes), f"compensating {node}")
-        problem = gather(targets, inputs, node, outputs)
-        if (solved := solve(problem)) is not None:
-            write_(pruned, problem.layer, solved)
+        parts.step(place, len(nodes), f"compensating {node}")
+        found = parts.tensors(node, partial(_solved, targets, inputs, node, outputs))
+        layer = layer_of(pruned, inputs.nodes[node])
+        if found and layer is not None:
+            write_(pruned, layer, found["weights"])
     return pruned
+
+
+def _solved(targets: Walk, inputs: Walk, node: str, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    solved = solve(gather(targets, inputs, node, outputs))
+    return {} if solved is None else {"weights": solved}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from trimtab.compress.compensate import compensate_, solvable
 from trimtab.compress.factors import Heads, disjoint
 from trimtab.compress.importance import MEASURES, NEED_DATA, NO_VALUES, Scores, importances
 from trimtab.compress.layertime import LayerTimes
+from trimtab.compress.parts import Parts
 from trimtab.compress.tables import table
 from trimtab.core import Skip, Split, Task, Tools
 from trimtab.errors import PlanError
@@ -274,7 +275,8 @@ class Prune:
             )
         data = calibration(tools.task, plan.samples, purpose="Compensation")
         outputs = _kept_outputs(graph, plan, known)
-        return compensate_(pruned, graph, data, plan.compensated, outputs=outputs, report=tools.report)
+        parts = Parts.of(tools, pruned, data, plan.compensated)
+        return compensate_(pruned, graph, data, plan.compensated, outputs=outputs, parts=parts)
 
     @property
     def _compensates(self) -> bool:

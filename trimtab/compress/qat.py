@@ -101,8 +101,8 @@ class QAT:
     def name(self) -> str:
         return "int8 QAT"
 
-    def plan(self, graph: GraphModule, task: Task) -> QATPlan:
-        """The settings and the first scales; the graph is not changed.
+    def plan(self, graph: GraphModule, task: Task, tools: Tools | None = None) -> QATPlan:
+        """The settings and the first scales; the graph is not changed. tools: as for `Quantize.plan`.
 
         Raises:
             PlanError: the graph holds integers already, there are no labels to learn from, or as for `Quantize.plan`.
@@ -117,7 +117,7 @@ class QAT:
         settings = further(task, epochs=self.epochs, lr=self.lr)
         if settings.precision == "auto":
             settings = dataclasses.replace(settings, precision="fp32")
-        start = dataclasses.replace(self.start, rounding="nearest", most_error=None).plan(graph, task)
+        start = dataclasses.replace(self.start, rounding="nearest", most_error=None).plan(graph, task, tools)
         return QATPlan(settings, self.learn_from, num_steps(task, settings), start)
 
     def apply(self, graph: GraphModule, plan: QATPlan, tools: Tools) -> GraphModule:

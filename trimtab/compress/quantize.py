@@ -9,6 +9,7 @@ and ONNX share. Cost: one pass over `samples` calibration inputs; `rounding.py` 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from trimtab.compress.calibration import batches, calibration, require_fitting, 
 from trimtab.compress.emit import emitted
 from trimtab.compress.equalize import Factors, equalized, find_factors, product_name
 from trimtab.compress.observers import OBSERVERS, Observer, affine, extremes
+from trimtab.compress.parts import NOTHING_KEPT, Parts
 from trimtab.compress.points import LAYERS, points
 from trimtab.compress.rounding import refine
 from trimtab.compress.scales import ActivationScale, BiasShift, WeightScale, fits, top
@@ -110,8 +112,10 @@ class Quantize:
     def name(self) -> str:
         return "int8" if self.rounding == "nearest" else f"int8 by {self.rounding} rounding"
 
-    def plan(self, graph: GraphModule, task: Task) -> QuantizePlan:
+    def plan(self, graph: GraphModule, task: Task, tools: Tools | None = None) -> QuantizePlan:
         """Choose every scale; the graph is not changed.
+
+        tools: told of progress; its folder keeps what is settled, so that a calibration that was killed goes on.
 
         Raises:
             PlanError: nothing can be quantized, or the calibration data is too small, constant, not finite or of a
@@ -127,14 +131,15 @@ class Quantize:
         folded = fold_batchnorm(graph)
         if not _layers(folded)[0]:
             raise PlanError("Nothing to quantize: the graph has no convolution or linear layer with a fixed weight.")
-        scaled, factors, plan, error = self._first(folded, data, task.select)
-        layers, skipped = _layers(scaled)
+        parts = Parts.of(tools, graph, data, self)
+        scaled, factors, plan, error = self._first(folded, data, task.select, parts)
+        _, skipped = _layers(scaled)
         if self.most_error is not None:
-            plan = self._within(scaled, layers, plan, (data, task.select), error)
+            plan = self._within(scaled, plan, (data, task.select), error, parts.inner(bool(factors)))
         return replace(plan, skipped=(*skipped, *plan.skipped), factors=factors)
 
     def _first(
-        self, folded: GraphModule, data: Split, select: Split
+        self, folded: GraphModule, data: Split, select: Split, parts: Parts
     ) -> tuple[GraphModule, tuple[Factors, ...], QuantizePlan, float | None]:
         """The graph with its channels scaled or not, by which factors, a plan for all layers; its error, if known.
 
@@ -144,10 +149,10 @@ class Quantize:
         factors = () if self.equalize is False else find_factors(folded, batches(data, BATCH))
         scaled = equalized(folded, factors)
         if self.equalize is not None or not factors:
-            return scaled, factors, self._plan(scaled, _layers(scaled)[0], data), None
+            return scaled, factors, self._plan(scaled, _layers(scaled)[0], data, parts.inner(bool(factors))), None
         nearest = replace(self, rounding="nearest")
         drafts = [
-            (graph, used, nearest._plan(graph, _layers(graph)[0], data))
+            (graph, used, nearest._plan(graph, _layers(graph)[0], data, parts.inner(bool(used))))
             for graph, used in ((folded, ()), (scaled, factors))
         ]
         errors = [relative_error(folded, _emitted(graph, draft), select) for graph, _, draft in drafts]
@@ -155,19 +160,21 @@ class Quantize:
         graph, used, draft = drafts[best]
         if self.rounding == "nearest":
             return graph, used, draft, errors[best]
-        return graph, used, self._plan(graph, _layers(graph)[0], data), None
+        return graph, used, self._plan(graph, _layers(graph)[0], data, parts.inner(bool(used))), None
 
-    def _plan(self, folded: GraphModule, layers: list[Node], data: Split) -> QuantizePlan:
-        """The plan of these layers, in a graph that is folded and equalized."""
+    def _plan(self, folded: GraphModule, layers: list[Node], data: Split, parts: Parts) -> QuantizePlan:
+        """The plan of these layers, in a graph that is folded and equalized; parts: of this graph and data."""
         values, ties = points(layers)
-        seen = observe(folded, values, batches(data, BATCH))
+        parts = parts.inner(self.rounding, [layer.name for layer in layers])
+        pieces = batches(data, BATCH)
+        seen = parts.tensors("ranges", partial(observe, folded, values, pieces, parts))
         scales: dict[Node, ActivationScale] = {}
         for node in values:
             source = ties.get(node)
             scales[node] = (
                 ActivationScale(node.name, *_fields(scales[source]))
                 if source
-                else _activation(node.name, seen[node], self.observer, symmetric=self.symmetric)
+                else _activation(node.name, seen[node.name], self.observer, symmetric=self.symmetric)
             )
         bits = self.weight_bits or usable_bits()
         weights = tuple(_weight(folded, layer, bits, self.granularity) for layer in layers)
@@ -175,22 +182,24 @@ class Quantize:
         biases: tuple[BiasShift, ...] = ()
         if self.correct_bias or self.rounding == "learned":
             learn = self.rounding == "learned"
-            weights, biases = refine(folded, activations, weights, data, learn=learn, shift=self.correct_bias)
+            weights, biases = refine(
+                folded, activations, weights, data, learn=learn, shift=self.correct_bias, parts=parts
+            )
         return QuantizePlan(activations, weights, biases=biases)
 
     def _within(
         self,
         folded: GraphModule,
-        layers: list[Node],
         plan: QuantizePlan,
         splits: tuple[Split, Split],
         known: float | None,
+        parts: Parts,
     ) -> QuantizePlan:
         """A plan that keeps as many layers in floating point as it takes to move the outputs by `most_error` at most.
 
         known: by how much the plan that is given moves them, where that was measured.
         """
-        (data, select), bound = splits, self.most_error
+        (data, select), bound, layers = splits, self.most_error, _layers(folded)[0]
         assert bound is not None
         first = error = relative_error(folded, _emitted(folded, plan), select) if known is None else known
         order: list[Sensitivity] = []
@@ -208,7 +217,7 @@ class Quantize:
                     f"no choice of layers brings it below. Give Quantize(rounding='learned', equalize=True), more "
                     f"weight_bits, or a larger most_error."
                 )
-            plan = self._plan(folded, [layer for layer in layers if layer.name not in kept], data)
+            plan = self._plan(folded, [layer for layer in layers if layer.name not in kept], data, parts)
             error = relative_error(folded, _emitted(folded, plan), select)
         if not order:
             return plan
@@ -273,17 +282,21 @@ def _layers(graph: GraphModule) -> tuple[list[Node], tuple[Skip, ...]]:
     return layers, tuple(skipped)
 
 
-def observe(graph: GraphModule, values: list[Node], data: list[Split]) -> dict[Node, Tensor]:
+def observe(
+    graph: GraphModule, values: list[Node], data: list[Split], parts: Parts = NOTHING_KEPT
+) -> dict[str, Tensor]:
     """For each value: its extremes and an even sample of its values over the calibration data, [at most 2^15 + 2]."""
-    kept: dict[Node, list[Tensor]] = {node: [] for node in values}
+    kept: dict[str, list[Tensor]] = {node.name: [] for node in values}
 
     def see(node: Node, value: Tensor) -> None:
         flat = value.float().flatten()
         stride = max(1, flat.numel() * len(data) // KEPT_VALUES)
-        kept[node].append(torch.cat([flat[::stride], flat.min()[None], flat.max()[None]]))
+        kept[node.name].append(torch.cat([flat[::stride], flat.min()[None], flat.max()[None]]))
 
-    watch_outputs(graph, [node.name for node in values], data, see)
-    return {node: torch.cat(parts) for node, parts in kept.items()}
+    for place, batch in enumerate(data):
+        parts.step(place, len(data), "finding ranges")
+        watch_outputs(graph, kept, [batch], see)
+    return {name: torch.cat(pieces) for name, pieces in kept.items()}
 
 
 def _fields(scale: ActivationScale) -> tuple[float, int, float, float]:

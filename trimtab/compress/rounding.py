@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from trimtab.compress.calibration import (
 )
 from trimtab.compress.compensate import Walk
 from trimtab.compress.emit import bias_name, emitted
+from trimtab.compress.parts import NOTHING_KEPT, Parts
 from trimtab.compress.scales import ActivationScale, BiasShift, WeightScale, levels, top, with_steps
 from trimtab.core import Split
 from trimtab.graph.calls import arguments
@@ -58,6 +60,7 @@ def refine(
     *,
     learn: bool,
     shift: bool,
+    parts: Parts = NOTHING_KEPT,
 ) -> tuple[tuple[WeightScale, ...], tuple[BiasShift, ...]]:
     """The weights with their rounding, and the shifts of the biases.
 
@@ -70,6 +73,7 @@ def refine(
         data: calibration samples; the walk takes an even choice of them.
         learn: choose the rounding of each weight.
         shift: choose the shift of each bias.
+        parts: the layers that were settled before with these very arguments, and who is told of progress.
     """
     num = min(len(data), max(MIN_SAMPLES, min(MAX_SAMPLES, MAX_BYTES // max(1, _largest(graph)))))
     pieces = batches(data.batch(torch.linspace(0, len(data) - 1, num).long()), BATCH)
@@ -77,14 +81,16 @@ def refine(
     rounded = emitted(graph, activations, (), unmoved)
     exact, given = Walk(graph, pieces), Walk(rounded, pieces)
     done, shifts = [], []
-    for scale in weights:
-        layer = layer_of(graph, exact.nodes[scale.layer])
-        if learn and layer is not None:
-            scale = _learned(exact, given, layer, scale, centred=shift)
+    for place, scale in enumerate(weights):
+        parts.step(place, len(weights), f"rounding {scale.layer}")
+        if learn:
+            scale = parts.value(
+                f"{scale.layer} rounding", partial(_learned, exact, given, scale, centred=shift), WeightScale
+            )
         integers, scales = levels(get_tensor(graph, scale.weight), scale)
         get_tensor(rounded, scale.weight).copy_(integers * scales)
         if shift:
-            lost = _lost(exact, given, scale.layer)
+            lost = parts.tensors(f"{scale.layer} bias", partial(_lost, exact, given, scale.layer))["lost"]
             get_tensor(rounded, bias_name(scale.layer)).add_(lost)
             shifts.append(BiasShift(scale.layer, tuple(lost.tolist())))
         done.append(scale)
@@ -98,21 +104,21 @@ def _largest(graph: GraphModule) -> int:
     return max((4 * math.prod(map(for_one_sample, value.shape)) for value in tensors), default=1)
 
 
-def _lost(exact: Walk, given: Walk, name: str) -> Tensor:
-    """By how much the outputs of a layer are smaller than the exact ones, the mean of each channel [C]."""
+def _lost(exact: Walk, given: Walk, name: str) -> dict[str, Tensor]:
+    """By how much the outputs of a layer are smaller than the exact ones, the mean of each channel: lost [C]."""
     node = exact.nodes[name]
     total, count = torch.zeros((), dtype=torch.float64), 0
     for batch in range(len(exact)):
         off = exact.output(batch, node) - given.output(batch, given.nodes[name])
         rows = (off if node.target in LINEAR else off.movedim(1, -1)).flatten(0, -2).double()
         total, count = total + rows.sum(0), count + len(rows)
-    return (total / count).float()
+    return {"lost": (total / count).float()}
 
 
-def _learned(exact: Walk, given: Walk, layer: Layer, scale: WeightScale, *, centred: bool) -> WeightScale:
+def _learned(exact: Walk, given: Walk, scale: WeightScale, *, centred: bool) -> WeightScale:
     """The scale with the steps that are best for a layer's inputs in both graphs; `centred`: a bias takes the mean."""
-    weight = get_tensor(exact.graph, layer.weight)
-    if num_features(layer, weight) > MAX_FEATURES:
+    layer, weight = layer_of(exact.graph, exact.nodes[scale.layer]), get_tensor(exact.graph, scale.weight)
+    if layer is None or num_features(layer, weight) > MAX_FEATURES:
         return scale
     kernel = tuple(weight.shape[2:])
     wanted = math.ceil(max(MIN_ROWS, 4 * num_features(layer, weight)) / len(exact))

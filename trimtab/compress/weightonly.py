@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
 from trimtab.compress.bits import fewest_bits
@@ -41,6 +43,7 @@ from trimtab.compress.packing import (
     require_same_layers,
     values_of,
 )
+from trimtab.compress.parts import Parts
 from trimtab.core import Precision, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import get_tensor
@@ -50,6 +53,7 @@ from trimtab.graph.packed import BITS
 PRECISIONS: dict[str, Precision] = {"int4": "int4w", "nf4": "nf4w", "int8": "int8w", "fp8": "fp8", "fp16": "fp16"}
 GRIDS = ("int4", "nf4", "int8")  # formats with levels that GPTQ can aim at
 NO_DATA = 'rounding="nearest", which needs none'
+VALUES = "values"
 
 
 @dataclass(frozen=True)
@@ -176,21 +180,26 @@ def _by_gptq_(
     tools: Tools,
 ) -> dict[str, Packed]:
     """The codes of every layer; `folded` gets the values that they stand for, layer by layer."""
-    data = batches(calibration(tools.task, samples, purpose="GPTQ", instead=NO_DATA))
-    targets, inputs = Walk(original, data), Walk(folded, data)
+    data = calibration(tools.task, samples, purpose="GPTQ", instead=NO_DATA)
+    targets, inputs = Walk(original, batches(data)), Walk(folded, batches(data))
+    parts = Parts.of(tools, original, data, plan)
     found = {}
     for place, how in enumerate(plan.weights):
-        if tools.report:
-            tools.report(place, len(plan.weights), f"rounding {how.layer}")
-        found[how.layer] = _rounded_(folded, targets, inputs, layers[how.layer], how)
+        parts.step(place, len(plan.weights), f"rounding {how.layer}")
+        layer = layers[how.layer]
+        own = parts.tensors(how.layer, partial(_rounded, targets, inputs, layer, how))
+        if (values := own.pop(VALUES, None)) is not None:
+            write_(folded, layer, values)
+        found[how.layer] = Packed(**own)
     return found
 
 
-def _rounded_(graph: GraphModule, targets: Walk, inputs: Walk, layer: Layer, how: PackedWeight) -> Packed:
-    weight = get_tensor(graph, layer.weight).detach()
+def _rounded(targets: Walk, inputs: Walk, layer: Layer, how: PackedWeight) -> dict[str, Tensor]:
+    """The fields of a layer's packed weight; and the values that it stands for, unless it is simply rounded."""
+    weight = get_tensor(inputs.graph, layer.weight).detach()
     matrix = layer.matrix(weight)
     if matrix.shape[2] > MAX_FEATURES:
-        return packed_nearest(layer, weight, how)
+        return _fields(packed_nearest(layer, weight, how))
     problem = gather(targets, inputs, layer.node, {})
     solved = solve(problem)
     wanted = problem.weight if solved is None else solved  # [num_groups, F (+ 1), outputs]
@@ -208,5 +217,8 @@ def _rounded_(graph: GraphModule, targets: Walk, inputs: Walk, layer: Layer, how
     if mean is not None:
         shift = ((wanted[:, :size] - values) * mean[:, :, None]).sum(1, keepdim=True)
         values = torch.cat([values, wanted[:, size:] + shift], dim=1)
-    write_(graph, layer, values)
-    return packed
+    return _fields(packed) | {VALUES: values}
+
+
+def _fields(packed: Packed) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in vars(packed).items() if tensor is not None}
