@@ -18,6 +18,7 @@ from tests.graph.test_dims import Forward
 from trimtab.compress import compensate
 from trimtab.compress.calibration import Gram, Layer
 from trimtab.compress.compensate import Problem, compensate_, solvable, solve
+from trimtab.compress.parts import Parts
 from trimtab.compress.prune import Prune
 from trimtab.core import Split, Task, Tools
 from trimtab.errors import PlanError
@@ -155,7 +156,12 @@ def test_tells_of_its_progress() -> None:
     told: list[tuple[int, int, str]] = []
     task = task_of(torch.randn(2, *shape))
     compensate_(
-        cut(graph, {name: (0, 1)}), graph, task.train, ("linear_1",), outputs={}, report=lambda *a: told.append(a)
+        cut(graph, {name: (0, 1)}),
+        graph,
+        task.train,
+        ("linear_1",),
+        outputs={},
+        parts=Parts(report=lambda *a: told.append(a)),
     )
     assert told == [(0, 1, "compensating linear_1")]
 
