@@ -71,7 +71,7 @@ def measured(work: Path, minutes: float) -> dict[str, Any]:
     free, _ = free_baselines(job, bench, original, RUNTIMES)
     busy, began = os.getloadavg()[0], time.monotonic()
     asked = Asked(Search(), {"budget": minutes}, samples=True)
-    ended = explore(job, bench, original, free, default_recipes(), asked)
+    ended = explore(job, bench, original, free, default_recipes(job.goal.minimise), asked)
     used = (time.monotonic() - began) / 60
     num = sum(bool(tried.trials) for tried in ended)
     return {"minutes": minutes, "used": used, "tried": num, "load": busy}

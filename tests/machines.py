@@ -103,7 +103,7 @@ def begun(folder: Path, first: Sequence[Mapping[str, str]], *, storage: str = ""
     bench = bench_of(job, original)
     free, _ = free_baselines(job, bench, original, ("eager",))
     under_way = Exploration(job, bench, original, free, Clock(folder, FASTER.minutes)).watched()
-    space = space_of(graph, serving(job, free))
+    space = space_of(graph, serving(job, free), minimise=FASTER.minimise)
     sampler = Sampler(storage or local(folder), {}, space.slots, first, seed=0, worker=worker, alone=not storage)
     forecast = ByParameters(graph, minimise=FASTER.minimise, target=EAGER, file=folder.parent / "stairs.db")
     return Sampling(under_way, sampler, space, forecast, worker)

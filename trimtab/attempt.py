@@ -247,6 +247,10 @@ def attempt(
     precisions, left_out = worthwhile(job, measured, recipe, only)
     if only and not precisions:
         return Tried(recipe, skipped=left_out)
+    ways = candidates([recipe], precisions)
+    unserved = tuple(Skip(way.name, why) for way in ways if (why := supported(way.runtime, way.precision)))
+    if len(unserved) == len(ways):
+        return Tried(recipe, skipped=(*left_out, *unserved))
     try:
         built = _built(job, original, recipe)
     except PlanError as error:
@@ -269,7 +273,7 @@ def attempt(
         )
         return replace(tried, skipped=(*skipped, Skip(recipe.name, why)))
     free = [trial for trial in measured if trial.free]
-    outcomes = [_outcome(job, bench, built, free, candidate) for candidate in candidates([recipe], precisions)]
+    outcomes = [_outcome(job, bench, built, free, candidate) for candidate in ways]
     return replace(
         tried,
         trials=tuple(outcome.trial for outcome in outcomes if outcome.trial),

@@ -173,7 +173,7 @@ class Asked:
 def _settled(under_way: Exploration, recipe: Recipe) -> Skip | None:
     """Why one of the first recipes is left out, by what those before it showed; None if it is to be tried."""
     known: list[Known] = []
-    for picks in default_picks():
+    for picks in default_picks(under_way.job.goal.minimise):
         if (one := recipe_of(picks)) == recipe:
             why = settled(picks, known)
             return Skip(recipe.name, why) if why else None
@@ -223,6 +223,11 @@ class Sampling:
     space: Space
     forecast: Forecast
     worker: str
+
+    @property
+    def first(self) -> tuple[Recipe, ...]:
+        """The recipes that come first, which are tried in every runtime worth trying."""
+        return default_recipes(self.under_way.job.goal.minimise)
 
     def free_cost(self, served: Served) -> float:
         """What the original costs in a runtime, at its precision if it is a free one; infinite if it failed there."""
@@ -274,12 +279,11 @@ def named(recipe: Recipe, only: Served | None = None) -> str:
 def _sampled(under_way: Exploration, asked: Asked) -> None:
     """Go on with the sampler, in the run's own storage or in one that is shared."""
     job, search = under_way.job, asked.search
-    space = space_of(under_way.original.graph, serving(job, under_way.free))
+    space = space_of(under_way.original.graph, serving(job, under_way.free), minimise=job.goal.minimise)
     worker = job.held.once("worker", lambda: uuid.uuid4().hex, str)
     url = search.storage or local(job.held.folder)
-    sampler = Sampler(
-        url, asked.identity, space.slots, default_picks(), seed=search.seed, worker=worker, alone=search.storage is None
-    )
+    first, alone = default_picks(job.goal.minimise), search.storage is None
+    sampler = Sampler(url, asked.identity, space.slots, first, seed=search.seed, worker=worker, alone=alone)
     own = Sampling(under_way, sampler, space, _forecast(under_way, search), worker)
     _replay(own)
     if not job.held.has(CHOICE):
@@ -301,7 +305,7 @@ def _propose(own: Sampling, search: Search) -> None:
             job.show.note("every candidate of the space has been tried")
             break
         name = f"{recipe_of(proposal.picks).name} ({' '.join(own.space.served(proposal.picks))})"
-        job.show.trial(done, search.trials or max(done + 1, len(default_picks())), name)
+        job.show.trial(done, search.trials or max(done + 1, len(own.first)), name)
         sampler.tell(proposal, _result(own, proposal))
         under_way.clock.commit()
 
@@ -324,7 +328,7 @@ def _replay(own: Sampling) -> None:
     under_way = own.under_way
     for proposal, result in own.sampler.ended():
         recipe = recipe_of(proposal.picks)
-        only = None if recipe in default_recipes() else own.space.served(proposal.picks)
+        only = None if recipe in own.first else own.space.served(proposal.picks)
         name = named(recipe, only)
         if proposal.worker != own.worker or not recipe.methods or name in under_way.ended:
             continue
@@ -349,7 +353,7 @@ def _result(own: Sampling, proposal: Proposal) -> Result:
     notes: dict[str, Any] = {"recipe": recipe.name, "key": key(recipe), "served": " ".join(served)}
     if not recipe.methods:
         return _of_original(own, served, notes)
-    first = recipe in default_recipes()  # which are tried in every runtime worth trying
+    first = recipe in own.first
     only = None if first else served
     if first and (needless := _settled(under_way, recipe)):
         under_way.ended[named(recipe)] = Tried(recipe, skipped=(needless,))

@@ -64,7 +64,7 @@ def optimize(
     Raises:
         TrimtabError: the input cannot be used; the message says what to do.
     """
-    tried = recipes_to_try(recipes)
+    tried = recipes_to_try(recipes, goal.minimise)
     require_search(search, recipes)
     check(task)
     check_model(model, task)

@@ -31,7 +31,7 @@ GRID: dict[str, tuple[str, ...]] = {
 
 def space(ground: Ground) -> Space:
     """The space that all strategies search, as the search itself makes it."""
-    return space_of(ground.original.graph, serving(ground.job, ground.free))
+    return space_of(ground.original.graph, serving(ground.job, ground.free), minimise=ground.job.goal.minimise)
 
 
 def candidates(found: Space) -> list[Picks]:
@@ -63,7 +63,7 @@ def ours(ground: Ground, name: str, *, seed: int, trials: int) -> Cells:
     """Our own search, as `optimize` runs it."""
     job = ground.job_of(name)
     asked = Asked(Search(trials=trials, seed=seed), {"model": ground.folder.name}, samples=True)
-    explore(job, ground.bench, ground.original, ground.free, default_recipes(), asked)
+    explore(job, ground.bench, ground.original, ground.free, default_recipes(job.goal.minimise), asked)
     return _cells(job)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from trimtab.compress.recipes import Known, default_picks, recipe_of, settled
+from tests.nets import net
+from trimtab.compress.recipes import Known, default_picks, default_recipes, recipe_of, settled, space_of
+from trimtab.graph.capture import capture
+from trimtab.search.sampler import filled
 
-PICKS = {recipe_of(picks).name: picks for picks in default_picks()}
+PICKS = {recipe_of(picks).name: picks for picks in default_picks("latency_ms")}
 BOLD, GENTLE = "prune .5 as measured + int8", "prune .25 as measured + int8"
 BOLDEST, TRAINED = "prune .75 by obs + int8", "prune .5 as measured + distill 2 epochs + int8"
 FLOATS = "prune .5 as measured"
@@ -63,3 +66,37 @@ def test_the_reason_names_what_settled_it() -> None:
     assert why == f"{GENTLE} takes no more away, and keeps the quality with a chance of 0.30 only"
     why = settled(PICKS[GENTLE], [known("int8", 1.0), known(BOLD, 0.97)])
     assert why == f"{BOLD} takes no less away, gains, and keeps the quality with a chance of 0.97"
+
+
+def test_where_bytes_count_weights_in_few_bits_come_first_and_with_every_cut() -> None:
+    names = [recipe.name for recipe in default_recipes("size_bytes")]
+    assert names[:3] == ["int8w", "nf4w by gptq", "prune .25 as measured + nf4w by gptq"]
+    assert {name.rpartition(" + ")[2] for name in names} == {"int8w", "nf4w by gptq"}
+    assert [picks.get("channels cut") for picks in default_picks("size_bytes")][2:] == ["0.25", "0.5", "0.75"] * 4
+
+
+def test_weights_in_4_bits_settle_what_8_bits_are_worth_and_not_the_other_way() -> None:
+    picks = {recipe_of(one).name: one for one in default_picks("size_bytes")}
+    fewest, more = (f"prune .5 as measured + {numbers}" for numbers in ("nf4w by gptq", "int8w"))
+    alone = Known(picks["nf4w by gptq"], 1.0, gains=True)
+    assert settled(picks[more], [alone, Known(picks[fewest], 0.97, gains=True)])
+    assert not settled(picks[fewest], [alone, Known(picks[more], 0.97, gains=True)])
+    assert not settled(picks[more], [alone, Known(picks[fewest], 0.1, gains=True)]), "8 bits may keep it"
+    assert settled(picks[fewest], [alone, Known(picks[more], 0.1, gains=True)])
+    integers = Known({"channels cut": "0.5", "numbers": "int8"}, 0.1, gains=True)
+    assert not settled(picks[more], [alone, integers]), "values in integers lose in their own way"
+
+
+def test_the_goal_decides_which_numbers_are_in_the_space() -> None:
+    module, x = net("conv")
+    graph = capture(module, (x,))
+    serving = dict.fromkeys(("fp32", "int8", "int8d", "int8w", "int4w", "nf4w", "fp16"), ("onnxruntime",))
+    fast, small = (space_of(graph, serving, minimise=goal) for goal in ("latency_ms", "size_bytes"))
+    weights = {f"weights in {name}" for name in ("int8", "int4", "nf4", "fp16")}
+    assert {"int8 at run time", *weights} == {skip.what for skip in fast.skipped} - {"blocks dropped"}
+    why = {skip.what: skip.why for skip in fast.skipped}
+    assert why["weights in nf4"] == "it makes files smaller and hardly anything faster, and the goal is latency_ms"
+    assert {skip.what for skip in small.skipped} == {"blocks dropped"}
+    numbers = next(slot for slot in small.slots if slot.name == "numbers")
+    assert weights < set(numbers.options)
+    assert all(filled(small.slots, picks) for picks in default_picks("size_bytes"))

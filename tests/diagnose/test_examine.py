@@ -58,7 +58,12 @@ def test_a_sound_task_has_no_problems_and_every_part_is_filled(seen: Examination
 def test_what_finding_rates_takes_is_part_of_the_time_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examine_module, "_step_seconds", lambda student, task, few: float(len(few)))  # a second each
     model, task = digits()
-    epochs = [method.epochs for recipe in default_recipes() for method in recipe.methods if hasattr(method, "epochs")]
+    epochs = [
+        method.epochs
+        for recipe in default_recipes("latency_ms")
+        for method in recipe.methods
+        if hasattr(method, "epochs")
+    ]
     original = task.fit.epochs if task.fit else 0
     needs = examine(model, task, target=small.TARGET).needs
     assert needs is not None

@@ -45,10 +45,15 @@ NUMBERS: dict[str, tuple[str, Method | None]] = {
     "int8, trained": ("int8", QAT(epochs=2)),
     "int8 at run time": ("int8d", Dynamic()),
     "weights in int8": ("int8w", WeightOnly("int8")),
-    "weights in int4": ("int4w", WeightOnly("int4")),
+    "weights in int4": ("int4w", WeightOnly("int4", rounding="gptq")),
+    "weights in nf4": ("nf4w", WeightOnly("nf4", rounding="gptq")),
+    "weights in fp16": ("fp16", WeightOnly("fp16")),
 }
 FOR_LINEAR = ("int8d", "int8w", "int4w")
 LINEAR_SHARE = 0.5
+# What is smaller and hardly faster, so that only the goal SIZE asks for it; and the numbers that it begins with.
+FOR_SIZE, SIZE = ("nf4w", "fp16"), "size_bytes"
+SMALL, SMALLEST = "weights in int8", "weights in nf4"
 # Of slots: "runtime of" and then a precision, as each has runtimes of its own.
 RUNTIME, PRECISION = "runtime of", "precision of floats"
 # The slots that take something away; what they lose may be recovered by training.
@@ -98,34 +103,36 @@ def _briefly(options: tuple[str, ...]) -> str:
     return ", ".join(options) if len(options) < 3 else f"{options[0]} ... {options[-1]}"
 
 
-def default_recipes() -> tuple[Recipe, ...]:
-    """The recipes that come first, those without training before those with, gentle cuts before bold ones.
+def default_recipes(minimise: str) -> tuple[Recipe, ...]:
+    """The recipes that come first for what is minimised, those without training before those with, gentle cuts first.
 
     Channels go by "obs", which re-solves the layers that read them (docs/benchmarks/prune_quality.md), from where the
     outputs move least: that spares residual streams; on plain chains of layers it hardly matters. The boldest cut is
     even, as it leaves the fewest narrow layers. Most of them are left out by what others showed (`settled`).
+    Integers are what makes models faster; where bytes count, weights alone lose less in as few bits, or have fewer.
     """
-    return tuple(recipe_of(picks) for picks in default_picks())
+    return tuple(recipe_of(picks) for picks in default_picks(minimise))
 
 
-def recipes_to_try(asked: tuple[Recipe, ...] | None) -> tuple[Recipe, ...]:
-    """Those that were asked for, else the default ones.
+def recipes_to_try(asked: tuple[Recipe, ...] | None, minimise: str) -> tuple[Recipe, ...]:
+    """Those that were asked for, else the default ones for what is minimised.
 
     Raises:
         PlanError: the order of one cannot work.
     """
     for recipe in asked or ():
         refuse_order(recipe)
-    return default_recipes() if asked is None else asked
+    return default_recipes(minimise) if asked is None else asked
 
 
-def default_picks() -> tuple[dict[str, str], ...]:
+def default_picks(minimise: str) -> tuple[dict[str, str], ...]:
     """The same as picks of the space."""
+    alone, with_cuts = ((SMALL, SMALLEST), (SMALLEST, SMALL)) if minimise == SIZE else (("int8",), ("int8", FLOATS))
     stems = [
         {"channels cut": ratio, "allocation": allocation, "epochs of recovery": epochs, "numbers": numbers}
-        for epochs, numbers, (ratio, allocation) in product((NONE, "2"), ("int8", FLOATS), FIRST_CUTS)
+        for epochs, numbers, (ratio, allocation) in product((NONE, "2"), with_cuts, FIRST_CUTS)
     ]
-    return ({"numbers": "int8"}, *stems)
+    return (*({"numbers": numbers} for numbers in alone), *stems)
 
 
 @dataclass(frozen=True)
@@ -155,17 +162,21 @@ def settled(picks: Mapping[str, str], known: Sequence[Known]) -> str | None:
 
 
 def _no_less_taken(more: Mapping[str, str], less: Mapping[str, str]) -> bool:
-    """Whether the first takes as much away as the second, or more, both in channels and in bits."""
+    """Whether the first takes as much away as the second, or more, both in channels and in bits.
+
+    Numbers of two kinds in fewer bits lose in different ways: only weights in 4 bits surely take more than in 8.
+    """
     cuts = [CUTS.index(picks.get("channels cut", NONE)) for picks in (more, less)]
-    fewer_bits = [picks["numbers"] != FLOATS for picks in (more, less)]
-    return cuts[0] >= cuts[1] and fewer_bits[0] >= fewer_bits[1]
+    numbers = more["numbers"], less["numbers"]
+    fewer_bits = numbers[1] in (FLOATS, numbers[0]) or numbers == (SMALLEST, SMALL)
+    return cuts[0] >= cuts[1] and fewer_bits
 
 
 def _trained(picks: Mapping[str, str]) -> int:
     return EPOCHS.index(picks.get("epochs of recovery", NONE))
 
 
-def space_of(graph: GraphModule, serving: Mapping[str, tuple[str, ...]]) -> Space:
+def space_of(graph: GraphModule, serving: Mapping[str, tuple[str, ...]], *, minimise: str) -> Space:
     """What can be done to `graph`, and in which of the runtimes at hand; `serving`: precision -> those that have it.
 
     The slots never depend on data, so that every process of a shared search has the same.
@@ -195,7 +206,7 @@ def space_of(graph: GraphModule, serving: Mapping[str, tuple[str, ...]]) -> Spac
     changed = tuple((slot.name, slot.options[1:]) for slot in slots if slot.name in STRUCTURE)
     if changed:
         slots.append(Slot("epochs of recovery", EPOCHS, ordered=True, when=changed))
-    numbers, left_out = _numbers(graph, serving)
+    numbers, left_out = _numbers(graph, serving, minimise)
     return Space((*slots, Slot("numbers", numbers), *_serving(numbers, serving)), (*skipped, *left_out), serving)
 
 
@@ -213,7 +224,7 @@ def _serving(numbers: tuple[str, ...], serving: Mapping[str, tuple[str, ...]]) -
     return slots
 
 
-def _numbers(graph: GraphModule, serving: Collection[str]) -> tuple[tuple[str, ...], list[Skip]]:
+def _numbers(graph: GraphModule, serving: Collection[str], minimise: str) -> tuple[tuple[str, ...], list[Skip]]:
     macs = macs_of_nodes(graph)
     targets = {node.name: str(node.target) for node in graph.graph.nodes}
     linear = sum(own for node, own in macs.items() if "linear" in targets[node] or "mm" in targets[node])
@@ -221,7 +232,9 @@ def _numbers(graph: GraphModule, serving: Collection[str]) -> tuple[tuple[str, .
     for name, (precision, _) in NUMBERS.items():
         if precision not in serving:
             skipped.append(Skip(name, f"no runtime at hand has {precision}"))
-        elif precision in FOR_LINEAR and linear < LINEAR_SHARE * sum(macs.values()):
+        elif precision in FOR_SIZE and minimise != SIZE:
+            skipped.append(Skip(name, f"it makes files smaller and hardly anything faster, and the goal is {minimise}"))
+        elif minimise != SIZE and precision in FOR_LINEAR and linear < LINEAR_SHARE * sum(macs.values()):
             skipped.append(Skip(name, "it is for linear layers, which are less than half of this model"))
         else:
             kept.append(name)

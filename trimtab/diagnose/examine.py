@@ -136,7 +136,7 @@ def examine(
     report("cost of a search")
     return Examination(
         task.name, machine, data, problems, warnings, num_parameters(graph), macs(graph), _operations(graph), best,
-        places, intakes, could, _needs(graph, task, intakes), time.perf_counter() - began,
+        places, intakes, could, _needs(graph, task, intakes, goal.minimise), time.perf_counter() - began,
     )  # fmt: skip
 
 
@@ -250,7 +250,7 @@ def _operations(graph: GraphModule) -> tuple[tuple[str, int], ...]:
     return tuple(counts.most_common())
 
 
-def _needs(graph: GraphModule, task: Task, intakes: tuple[Intake, ...]) -> Needs | None:
+def _needs(graph: GraphModule, task: Task, intakes: tuple[Intake, ...], minimise: str) -> Needs | None:
     """Reckoned from one training step and the exports; None if the loss cannot be computed."""
     fit = task.fit or Fit()
     few = task.train.batch(slice(0, min(STEP_SAMPLES, len(task.train))))
@@ -258,11 +258,12 @@ def _needs(graph: GraphModule, task: Task, intakes: tuple[Intake, ...]) -> Needs
         per_sample = _step_seconds(copy.deepcopy(graph), task, few) / len(few)
     except Exception:  # noqa: BLE001 - the user's loss may raise anything, and the search will tell of it
         return None
-    samples = sum(_samples(method, task) for recipe in default_recipes() for method in recipe.methods)
+    recipes = default_recipes(minimise)
+    samples = sum(_samples(method, task) for recipe in recipes for method in recipe.methods)
     samples += task.fit.epochs * len(task.train) if task.fit else 0
     training = samples * per_sample * 4 / 3  # a teacher answers too: one forward pass beside three
     exports = [one.seconds for one in intakes if one.takes]
-    num = 2 + len(default_recipes())
+    num = 2 + len(recipes)
     seconds = training + num * sum(exports) + num * max(1, len(exports)) * RACE_S
     weights = sum(p.numel() * p.element_size() for p in graph.parameters())
     values = sum(
