@@ -118,6 +118,20 @@ def free_trial(runtime: str, num_bytes: float) -> Trial:
     return Trial(runtime, f"{runtime} fp32", "original", runtime, "fp32", drop, (size,), None, 1.0, "o", free=True)
 
 
+def test_what_no_allowed_runtime_serves_is_not_made(tmp_path: Path) -> None:
+    _, task = small.make()
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    graph = capture(model.eval(), task.select.batch(slice(0, 2)).inputs)
+    job = Job(task, tt.Target(runtimes=("eager",)), GOAL, Study(tmp_path), Progress(quiet=True), "")
+    bench = Bench(task, job.target, GOAL, graded(task, GOAL, predict(graph, task.select.inputs), task.select))
+    recipe = tt.Recipe((tt.Prune(ratio=0.5), tt.Quantize()))
+    ended = attempt.attempt(job, bench, Built(graph, tmp_path, ()), [free_trial("eager", 1e6)], recipe)
+    assert [skip.what for skip in ended.skipped] == [f"{recipe.name} (eager int8)"]
+    assert ended.skipped[0].why.startswith("eager has no int8 here (it would only simulate integers)")
+    assert not ended.screen
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_trained_for_a_runtime_that_the_measurements_refuse(tmp_path: Path) -> None:
     _, task = small.make()
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
