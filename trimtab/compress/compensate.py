@@ -97,8 +97,9 @@ def compensate_(
 
 
 def _solved(targets: Walk, inputs: Walk, node: str, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    solved = solve(gather(targets, inputs, node, outputs))
-    return {} if solved is None else {"weights": solved}
+    problem = gather(targets, inputs, node, outputs)
+    solved = solve(problem)
+    return {} if solved is None else {"weights": solved.to(get_tensor(inputs.graph, problem.layer.weight).dtype)}
 
 
 @dataclass(frozen=True)

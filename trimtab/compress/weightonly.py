@@ -217,7 +217,7 @@ def _rounded(targets: Walk, inputs: Walk, layer: Layer, how: PackedWeight) -> di
     if mean is not None:
         shift = ((wanted[:, :size] - values) * mean[:, :, None]).sum(1, keepdim=True)
         values = torch.cat([values, wanted[:, size:] + shift], dim=1)
-    return _fields(packed) | {VALUES: values}
+    return _fields(packed) | {VALUES: values.to(weight.dtype)}
 
 
 def _fields(packed: Packed) -> dict[str, Tensor]:
