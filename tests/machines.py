@@ -21,7 +21,6 @@ from trimtab import attempt, explore, prove
 from trimtab.attempt import Job, bench_of, free_baselines, serving
 from trimtab.compress.build import Built
 from trimtab.compress.recipes import space_of
-from trimtab.explore import Exploration, Sampling
 from trimtab.forecast import Forecast
 from trimtab.graph.capture import capture
 from trimtab.graph.cost import num_parameters
@@ -36,6 +35,7 @@ from trimtab.search.clock import Clock
 from trimtab.search.sampler import Result, Sampler, local
 from trimtab.search.study import Study
 from trimtab.train.loop import fit
+from trimtab.underway import Exploration, Sampling
 
 BLOCKS = (0.999, 1.0, 1.001)
 EAGER = tt.Target(runtimes=("eager",))

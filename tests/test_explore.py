@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,13 +20,13 @@ from torch import nn
 import trimtab as tt
 from tests import small
 from tests.machines import EAGER, FASTER, ByParameters, Machine, begun, digits, next_of
-from trimtab import attempt
+from trimtab import attempt, explore
 from trimtab.attempt import Job
 from trimtab.compress.build import Built
 from trimtab.compress.recipes import cheaper_first, default_picks, recipe_of, space_of
 from trimtab.core import Drop, Measurement, Search, Trial
 from trimtab.errors import GoalError, RunError
-from trimtab.explore import SLOWER, Exploration, OutOfTime, Sampling
+from trimtab.explore import SLOWER
 from trimtab.explore import _result as tried
 from trimtab.explore import _slower as slower
 from trimtab.forecast import Forecast
@@ -37,10 +38,11 @@ from trimtab.report.terminal import Progress
 from trimtab.runtimes.trial import Bench
 from trimtab.search import clock
 from trimtab.search.clock import Clock
-from trimtab.search.sampler import BY_FORECAST, STORAGE_FILE, Proposal, Sampler, all_picks, filled, local
+from trimtab.search.sampler import BY_FORECAST, STORAGE_FILE, Proposal, Result, Sampler, all_picks, filled, local
 from trimtab.search.study import Study
 from trimtab.train import loop
 from trimtab.train.loop import predict
+from trimtab.underway import Exploration, OutOfTime, Sampling
 
 GOAL = tt.Goal("size_bytes", keep=0.97)
 TARGET = tt.Target(runtimes=("onnxruntime",))  # whose processes start fast
@@ -267,6 +269,54 @@ def test_a_proposal_that_the_end_of_the_budget_found_in_its_training_is_told_as_
     with pytest.raises(OutOfTime):
         own.under_way.watch()
     replace(own.under_way, ended={}).watch()  # as long as nothing has ended, there is time
+
+
+def ended_with(picks: dict[str, str], costs: tuple[float, float] | None, *rungs: tuple[float, float]) -> Any:
+    return Proposal(0, picks, "a"), Result(costs, {}, rungs)
+
+
+def test_what_training_recovered_is_read_from_what_ended() -> None:
+    cut, trained = {"channels cut": "0.5"}, {"channels cut": "0.5", "epochs of recovery": "2"}
+    ended = [
+        ended_with({**cut, "epochs of recovery": "-", "numbers": "int8"}, (0.5, 3.0)),
+        ended_with({**trained, "numbers": "int8"}, (0.5, 1.5)),
+        ended_with({**trained, "numbers": "floats"}, (0.9, 1.5)),  # nothing is known of it without training
+        ended_with({**trained, "numbers": "weights in int8"}, (0.5, 8.0), (0.5, 8.0)),  # it was stopped
+        ended_with({"channels cut": "0.75", "epochs of recovery": "4"}, (0.3, 7.0), (0.3, 9.0), (0.3, 8.0)),
+        ended_with({"channels cut": "0.75", "epochs of recovery": "2"}, None),
+    ]
+    sampler: Any = SimpleNamespace(ended=lambda: ended)
+    nothing: Any = None
+    assert sorted(Sampling(nothing, sampler, nothing, nothing, "a").recoveries()) == [(3.0, 1.5), (9.0, 8.0)]
+
+
+def test_what_recoveries_so_far_could_not_bring_back_is_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine("one").put(monkeypatch)
+    own = begun(tmp_path / "run", [{"channels cut": "0.75", "epochs of recovery": "1"}])
+    monkeypatch.setattr(explore, "lost", lambda drops: 5.0)
+    monkeypatch.setattr(Sampling, "recoveries", lambda own: [(5.0, 4.5), (9.0, 9.5)])
+    ended = next_of(own)
+    assert ended.notes["why"] == (
+        "prune .75 as measured loses 5 times what is allowed on select, and recoveries so far left 90% of a loss or more"
+    )
+    assert len(ended.rungs) == 1
+    assert not [path.name for path in (own.under_way.job.held.folder / "built").iterdir() if "distill" in path.name]
+
+
+@pytest.mark.parametrize(("loss", "goes_on"), [(0.9, True), (1.1, False)])
+def test_what_is_within_the_bound_is_trained_though_others_are_better(
+    loss: float, goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine("one").put(monkeypatch)
+    monkeypatch.setattr(attempt, "SURE", 1.1)  # so that there is something to recover
+    monkeypatch.setattr(explore, "promoted", lambda own, others: False)
+    monkeypatch.setattr(explore, "lost", lambda drops: loss)
+    own = begun(tmp_path / "run", [{"channels cut": "0.25", "epochs of recovery": "1"}])
+    ended = next_of(own)
+    assert ("not among the best third" in ended.notes.get("why", "")) != goes_on
+    assert bool(own.under_way.trials()) == goes_on
 
 
 def test_recipes_and_a_search_are_not_given_together(tmp_path: Path) -> None:

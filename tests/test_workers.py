@@ -13,12 +13,12 @@ from tests.machines import EAGER, FASTER, Machine, begun, next_of
 from trimtab import prove
 from trimtab.compress.recipes import recipe_of
 from trimtab.core import Artifact, Search, Trial
-from trimtab.explore import BITS_GAIN, Sampling
 from trimtab.explore import _adopt as adopt
 from trimtab.graph.cost import num_parameters
 from trimtab.report.terminal import Progress
 from trimtab.search.sampler import Proposal, Result, Sampler, filled
 from trimtab.search.space import choose, cost
+from trimtab.underway import BITS_GAIN, Sampling
 
 CUT = "channels cut"
 

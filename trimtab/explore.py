@@ -1,41 +1,38 @@
 """The search itself: the recipes that come first, then what the sampler proposes, until the budget is spent.
 
 A proposal is a recipe, the runtime that serves it and the precision. One that is foreseen to be slower is not tried.
-One that learns goes up rungs: what it is without recovery, after a short one, in full; only those among the best third
-at a rung go on (`search/halving.py`). Everything is committed as it ends, here and in the storage.
+One that learns goes up rungs: what it is without recovery, after a short one, in full; only those within the bound or
+among the best third at a rung go on, if recoveries so far leave them a chance (`search/halving.py`). Everything is
+committed as it ends, here and in the storage.
 """
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from statistics import median
+from dataclasses import dataclass
 from typing import Any
 
-from trimtab.attempt import HOPELESS, Job, Tried, attempt, built_graph, failed, screened, serving, worthwhile
+from trimtab.attempt import Job, Tried, failed, screened, serving, worthwhile
 from trimtab.compress.build import Built, key
 from trimtab.compress.recipes import (
-    FLOATS,
-    NONE,
     Known,
     Space,
     cheaper_first,
     default_picks,
-    default_recipes,
     recipe_of,
     settled,
     space_of,
 )
 from trimtab.core import Recipe, Search, Skip, Trial
 from trimtab.errors import GoalError, PlanError, RunError, TaskError
-from trimtab.forecast import Forecast, Served, allowed_seconds, served_in_floats, staircase_file
+from trimtab.forecast import Forecast, Served, allowed_seconds, staircase_file
 from trimtab.measure.verdict import chance_of_all
-from trimtab.report.words import metric
 from trimtab.runtimes.trial import Bench
 from trimtab.search.clock import Clock
 from trimtab.search.ending import lost
-from trimtab.search.halving import ETA, promoted
+from trimtab.search.halving import ETA, may_be_left, promoted
 from trimtab.search.sampler import (
     BESIDE,
     BY_FORECAST,
@@ -49,76 +46,18 @@ from trimtab.search.sampler import (
     shown,
 )
 from trimtab.search.space import (
-    FREE_PRECISIONS,
-    best_free,
-    choose,
-    cost,
     gained,
     surely_gains,
     unrecovered,
     worth_adopting,
 )
 from trimtab.search.study import CHOICE
+from trimtab.underway import UNTRAINED, Exploration, OutOfTime, Sampling, named
 
-# What numbers of fewer bits may gain at most, where nothing was measured yet: a guess that only ranks.
-BITS_GAIN = 2.0
 # From this cost on, as a share of the best free baseline's, a candidate is not tried: beyond the forecast's error.
 SLOWER = 1.15
-UNTRAINED = {"epochs of recovery": NONE}
 # Forecasts that ended proposals, for each candidate that may be tried: where most are slower, the search ends.
 FORESEEN = 10
-
-
-class OutOfTime(Exception):
-    """The budget was spent in the middle of a candidate."""
-
-
-@dataclass
-class Exploration:
-    """A search under way: what has ended, by recipe, in order."""
-
-    job: Job
-    bench: Bench
-    original: Built
-    free: list[Trial]
-    clock: Clock
-    ended: dict[str, Tried] = field(default_factory=dict)
-
-    def trials(self) -> list[Trial]:
-        """Of everything that has ended."""
-        return [trial for tried in self.ended.values() for trial in tried.trials]
-
-    def attempt(self, recipe: Recipe, *, only: Served | None = None, hopeless: float = HOPELESS) -> Tried:
-        """Try a recipe, in every runtime worth trying or as `only` says, whatever it takes."""
-        measured = [*self.free, *self.trials()]
-        tried = attempt(self.job, self.bench, self.original, measured, recipe, only=only, hopeless=hopeless)
-        self.ended[named(recipe, only)] = tried
-        self._tell_best()
-        return tried
-
-    def watch(self) -> None:
-        """End what is under way when the budget is spent; but something is always tried."""
-        if self.ended and self.clock.left() < 0:
-            raise OutOfTime
-
-    def watched(self) -> Exploration:
-        """The same search, ended in the middle of a candidate when the budget is spent."""
-        return replace(self, job=replace(self.job, watch=self.watch))
-
-    def unlimited(self) -> Exploration:
-        """The same search, whatever time it takes."""
-        return replace(self, job=replace(self.job, watch=None))
-
-    def late(self) -> str:
-        """Why nothing more is tried."""
-        return f"the budget of {self.job.goal.minutes or 0:g} minutes was spent"
-
-    def _tell_best(self) -> None:
-        if trials := self.trials():
-            best = choose(trials, self.job.chance)
-            times = f", {best.gain.value:.2f}x" if best.gain else ""
-            quality = metric(best.select.candidate, percent=self.job.task.metric.binary)
-            self.job.show.best(f"{best.candidate}: {quality}{times}")
 
 
 def require_search(search: Search, recipes: tuple[Recipe, ...] | None) -> None:
@@ -212,68 +151,6 @@ def _listed(under_way: Exploration, recipes: Sequence[Recipe], *, settle: bool) 
         except OutOfTime:
             under_way.ended[key(recipe)] = Tried(recipe, skipped=(late,))
         under_way.clock.commit()
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What the sampler's part of a search needs beside the search itself."""
-
-    under_way: Exploration
-    sampler: Sampler
-    space: Space
-    forecast: Forecast
-    worker: str
-
-    @property
-    def first(self) -> tuple[Recipe, ...]:
-        """The recipes that come first, which are tried in every runtime worth trying."""
-        return default_recipes(self.under_way.job.goal.minimise)
-
-    def free_cost(self, served: Served) -> float:
-        """What the original costs in a runtime, at its precision if it is a free one; infinite if it failed there."""
-        minimise = self.under_way.job.goal.minimise
-        at = served_in_floats(*served)
-        costs = (cost(one, minimise) for one in self.under_way.free if (one.runtime, one.precision) == at)
-        return next(costs, float("inf"))
-
-    def free_share(self, served: Served) -> float:
-        """The same as a share of the best free baseline's cost."""
-        job = self.under_way.job
-        return self.free_cost(served) / cost(best_free(self.under_way.free, job.goal, job.target), job.goal.minimise)
-
-    def in_floats(self, picks: Mapping[str, str]) -> Any:
-        """The graph that `picks` give before its numbers are changed, which is what a forecast tells of."""
-        recipe = recipe_of({**picks, "numbers": FLOATS})
-        return built_graph(self.under_way.job, self.under_way.original, recipe)
-
-    def forecast_of(self, graph: Any, served: Served) -> float:
-        """What floats of `graph` will cost there, as a share of the original's there."""
-        return self.forecast.share(graph, served_in_floats(*served), self.free_cost(served))
-
-    def uncorrected(self, graph: Any, served: Served) -> float:
-        """The same as a share of the best free baseline's cost."""
-        return self.forecast_of(graph, served) * self.free_share(served)
-
-    def predicted(self, graph: Any, proposal: Proposal) -> float:
-        """The same, corrected by how far forecasts of such numbers were off in this runtime; at first guessed."""
-        served = self.space.served(proposal.picks)
-        numbers = proposal.picks.get("numbers", "")
-        off = [
-            result.notes["gain"] ** -1 / result.notes["forecast"]
-            for other, result in self.sampler.ended()
-            if other.worker == self.worker
-            and "forecast" in result.notes
-            and "gain" in result.notes
-            and other.picks.get("numbers", "") == numbers
-            and self.space.served(other.picks) == served
-        ]
-        guess = 1.0 if served[1] in FREE_PRECISIONS else 1 / BITS_GAIN
-        return self.uncorrected(graph, served) * (median(off) if off else guess)
-
-
-def named(recipe: Recipe, only: Served | None = None) -> str:
-    """What names a candidate of a search: a recipe, or a recipe in one runtime."""
-    return f"{key(recipe)} {' '.join(only)}" if only else key(recipe)
 
 
 def _sampled(under_way: Exploration, asked: Asked) -> None:
@@ -455,10 +332,13 @@ def _stopped(own: Sampling, proposal: Proposal, recipe: Recipe, rungs: list[tupl
         reached = (own.predicted(graph, proposal), lost(drops))
         others = [result.rungs[rung] for _, result in own.sampler.ended() if len(result.rungs) > rung]
         rungs.append(reached)
-        if not promoted(reached, others):
+        loses = f"{cheaper.name} loses {reached[1]:.2g} times what is allowed on select"
+        if (left := may_be_left(own.recoveries())) * reached[1] > 1:
+            return f"{loses}, and recoveries so far left {math.sqrt(left):.0%} of a loss or more"
+        if reached[1] > 1 and not promoted(reached, others):
             return (
-                f"{cheaper.name} loses {reached[1]:.2g} times what is allowed on select at a predicted cost of "
-                f"{reached[0]:.2f}: not among the best third of the {len(others) + 1} that came so far"
+                f"{loses} at a predicted cost of {reached[0]:.2f}: not among the best third of the {len(others) + 1} "
+                "that came so far"
             )
     return None
 

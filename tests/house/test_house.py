@@ -33,6 +33,7 @@ ORDER = [
     ["search", "diagnose"],
     ["report"],
     ["attempt", "attribute", "forecast", "teach"],
+    ["underway"],
     ["explore"],
     ["prove"],
     ["pipeline", "recheck", "watch"],

@@ -56,6 +56,7 @@ FOR_SIZE, SIZE = ("nf4w", "fp16"), "size_bytes"
 SMALL, SMALLEST = "weights in int8", "weights in nf4"
 # Of slots: "runtime of" and then a precision, as each has runtimes of its own.
 RUNTIME, PRECISION = "runtime of", "precision of floats"
+RECOVERY = "epochs of recovery"
 # The slots that take something away; what they lose may be recovered by training.
 STRUCTURE = ("channels cut", "low rank", "blocks dropped")
 
@@ -129,7 +130,7 @@ def default_picks(minimise: str) -> tuple[dict[str, str], ...]:
     """The same as picks of the space."""
     alone, with_cuts = ((SMALL, SMALLEST), (SMALLEST, SMALL)) if minimise == SIZE else (("int8",), ("int8", FLOATS))
     stems = [
-        {"channels cut": ratio, "allocation": allocation, "epochs of recovery": epochs, "numbers": numbers}
+        {"channels cut": ratio, "allocation": allocation, RECOVERY: epochs, "numbers": numbers}
         for epochs, numbers, (ratio, allocation) in product((NONE, "2"), with_cuts, FIRST_CUTS)
     ]
     return (*({"numbers": numbers} for numbers in alone), *stems)
@@ -173,7 +174,7 @@ def _no_less_taken(more: Mapping[str, str], less: Mapping[str, str]) -> bool:
 
 
 def _trained(picks: Mapping[str, str]) -> int:
-    return EPOCHS.index(picks.get("epochs of recovery", NONE))
+    return EPOCHS.index(picks.get(RECOVERY, NONE))
 
 
 def space_of(graph: GraphModule, serving: Mapping[str, tuple[str, ...]], *, minimise: str) -> Space:
@@ -205,7 +206,7 @@ def space_of(graph: GraphModule, serving: Mapping[str, tuple[str, ...]], *, mini
         slots.append(Slot("blocks dropped", BLOCKS, ordered=True))
     changed = tuple((slot.name, slot.options[1:]) for slot in slots if slot.name in STRUCTURE)
     if changed:
-        slots.append(Slot("epochs of recovery", EPOCHS, ordered=True, when=changed))
+        slots.append(Slot(RECOVERY, EPOCHS, ordered=True, when=changed))
     numbers, left_out = _numbers(graph, serving, minimise)
     return Space((*slots, Slot("numbers", numbers), *_serving(numbers, serving)), (*skipped, *left_out), serving)
 
@@ -256,7 +257,7 @@ def recipe_of(picks: Mapping[str, str]) -> Recipe:
         methods.insert(0 if picks.get("order") == "low rank first" else len(methods), thinner)
     if (num := picks.get("blocks dropped", NONE)) != NONE:
         methods.insert(0, DropBlocks(num=int(num)))
-    if methods and (epochs := picks.get("epochs of recovery", NONE)) != NONE:
+    if methods and (epochs := picks.get(RECOVERY, NONE)) != NONE:
         methods.append(Distill(epochs=int(epochs)))
     method = NUMBERS[picks.get("numbers", FLOATS)][1]
     return Recipe((*methods, *((method,) if method else ())))

@@ -45,6 +45,20 @@ def promoted(own: Point, others: Sequence[Point], *, eta: int = ETA) -> bool:
     return better < math.ceil(len(everyone) / eta)
 
 
+def may_be_left(recoveries: Sequence[tuple[float, float]]) -> float:
+    """The share of a loss that recovery may leave, if as good as the best so far twice over; 0 where little is known.
+
+    Args:
+        recoveries: of each the loss before and after, as shares of what is allowed. Only those count that began beyond
+            it, and one alone says nothing.
+
+    >>> may_be_left([(10.0, 5.0), (4.0, 3.6), (0.5, 0.6)]), may_be_left([(10.0, 9.0)])
+    (0.25, 0.0)
+    """
+    shares = [after / before for before, after in recoveries if before > 1]
+    return min(1.0, min(shares)) ** 2 if len(shares) > 1 else 0.0
+
+
 def hypervolume(points: Sequence[Point], worst: Point) -> float:
     """The area that `points` dominate, up to the corner `worst`; both costs are to be small.
 
