@@ -47,11 +47,15 @@ def test_each_family_names_the_layers_that_it_fits(residual: dict[str, Family]) 
     assert residual["low rank"].layers
 
 
-def test_a_plain_net_of_convolutions_has_no_blocks_and_no_linear_layers() -> None:
+def test_a_plain_net_of_convolutions_has_no_blocks_and_weights_in_4_bits_make_it_smaller_alone() -> None:
     plain = found(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)), 3, 8, 8)
     assert plain["drop blocks"].why == "the model has no residual block, which could go whole"
-    assert plain["weights in 4 bits"].layers == ()
-    assert "only linear layers gain" in plain["weights in 4 bits"].skipped[0].why
+    packed = plain["weights in 4 bits"]
+    assert len(packed.layers) == 2
+    assert packed.latency
+    assert 0.4 <= packed.latency[0] < packed.latency[1] == 1
+    assert packed.size
+    assert packed.size[1] == pytest.approx(7)
     assert "share blocks" in plain
     assert "ShareBlocks" in plain["share blocks"].why
 
