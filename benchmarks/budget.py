@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from trimtab.attempt import Job, bench_of, free_baselines, prepare
-from trimtab.compress.recipes import default_recipes
+from trimtab.compress.recipes import recipes_to_try
 from trimtab.core import Fit, Goal, Search, Target
 from trimtab.explore import Asked, explore
 from trimtab.files import read_json, write_json
@@ -71,7 +71,7 @@ def measured(work: Path, minutes: float) -> dict[str, Any]:
     free, _ = free_baselines(job, bench, original, RUNTIMES)
     busy, began = os.getloadavg()[0], time.monotonic()
     asked = Asked(Search(), {"budget": minutes}, samples=True)
-    ended = explore(job, bench, original, free, default_recipes(job.goal.minimise), asked)
+    ended = explore(job, bench, original, free, recipes_to_try(None, original.graph, job.goal.minimise), asked)
     used = (time.monotonic() - began) / 60
     num = sum(bool(tried.trials) for tried in ended)
     return {"minutes": minutes, "used": used, "tried": num, "load": busy}

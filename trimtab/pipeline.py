@@ -64,13 +64,13 @@ def optimize(
     Raises:
         TrimtabError: the input cannot be used; the message says what to do.
     """
-    tried = recipes_to_try(recipes, goal.minimise)
     require_search(search, recipes)
     check(task)
     check_model(model, task)
     check_bounds(task, goal)
     check_show(task)
     graph = capture(model, task.select.batch(slice(0, 2)).inputs)  # refused before it is trained, if it is no graph
+    tried = recipes_to_try(recipes, graph, goal.minimise)
     runtimes = tuple(usable(target))
     folder = Path(run) if run else Path("runs") / task.name
     shared, own = _identity(model, str(graph.graph), task, target, goal)

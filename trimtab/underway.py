@@ -9,7 +9,7 @@ from typing import Any
 
 from trimtab.attempt import HOPELESS, Job, Tried, attempt, built_graph
 from trimtab.compress.build import Built, key
-from trimtab.compress.recipes import FLOATS, NONE, RECOVERY, Space, default_recipes, recipe_of
+from trimtab.compress.recipes import FLOATS, NONE, RECOVERY, Space, default_picks, mostly_linear, recipe_of
 from trimtab.core import Recipe, Trial
 from trimtab.forecast import Forecast, Served, served_in_floats
 from trimtab.report.words import metric
@@ -37,6 +37,10 @@ class Exploration:
     free: list[Trial]
     clock: Clock
     ended: dict[str, Tried] = field(default_factory=dict)
+
+    def first(self) -> tuple[dict[str, str], ...]:
+        """The picks that come first, unless recipes were given."""
+        return default_picks(self.job.goal.minimise, linear=mostly_linear(self.original.graph))
 
     def trials(self) -> list[Trial]:
         """Of everything that has ended."""
@@ -88,7 +92,7 @@ class Sampling:
     @property
     def first(self) -> tuple[Recipe, ...]:
         """The recipes that come first, which are tried in every runtime worth trying."""
-        return default_recipes(self.under_way.job.goal.minimise)
+        return tuple(map(recipe_of, self.under_way.first()))
 
     def free_cost(self, served: Served) -> float:
         """What the original costs in a runtime, at its precision if it is a free one; infinite if it failed there."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from searched.cells import Cells, Ground
 from trimtab.attempt import Job, attempt, screened, serving
-from trimtab.compress.recipes import FLOATS, NONE, STRUCTURE, Space, default_recipes, recipe_of, space_of
+from trimtab.compress.recipes import FLOATS, NONE, STRUCTURE, Space, recipe_of, recipes_to_try, space_of
 from trimtab.core import Search
 from trimtab.errors import MetricError, PlanError
 from trimtab.explore import Asked, explore
@@ -63,7 +63,8 @@ def ours(ground: Ground, name: str, *, seed: int, trials: int) -> Cells:
     """Our own search, as `optimize` runs it."""
     job = ground.job_of(name)
     asked = Asked(Search(trials=trials, seed=seed), {"model": ground.folder.name}, samples=True)
-    explore(job, ground.bench, ground.original, ground.free, default_recipes(job.goal.minimise), asked)
+    first = recipes_to_try(None, ground.original.graph, job.goal.minimise)
+    explore(job, ground.bench, ground.original, ground.free, first, asked)
     return _cells(job)
 
 

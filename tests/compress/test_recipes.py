@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from tests.nets import net
-from trimtab.compress.recipes import Known, default_picks, default_recipes, recipe_of, settled, space_of
+from trimtab.compress.recipes import Known, default_picks, default_recipes, recipe_of, recipes_to_try, settled, space_of
 from trimtab.graph.capture import capture
 from trimtab.search.sampler import filled
 
-PICKS = {recipe_of(picks).name: picks for picks in default_picks("latency_ms")}
+PICKS = {recipe_of(picks).name: picks for picks in default_picks("latency_ms", linear=False)}
 BOLD, GENTLE = "prune .5 as measured + int8", "prune .25 as measured + int8"
 BOLDEST, TRAINED = "prune .75 by obs + int8", "prune .5 as measured + distill 2 epochs + int8"
 FLOATS = "prune .5 as measured"
@@ -69,14 +69,15 @@ def test_the_reason_names_what_settled_it() -> None:
 
 
 def test_where_bytes_count_weights_in_few_bits_come_first_and_with_every_cut() -> None:
-    names = [recipe.name for recipe in default_recipes("size_bytes")]
+    names = [recipe.name for recipe in default_recipes("size_bytes", linear=False)]
     assert names[:3] == ["int8w", "nf4w by gptq", "prune .25 as measured + nf4w by gptq"]
     assert {name.rpartition(" + ")[2] for name in names} == {"int8w", "nf4w by gptq"}
-    assert [picks.get("channels cut") for picks in default_picks("size_bytes")][2:] == ["0.25", "0.5", "0.75"] * 4
+    cuts = [picks.get("channels cut") for picks in default_picks("size_bytes", linear=False)]
+    assert cuts[2:] == ["0.25", "0.5", "0.75"] * 4
 
 
 def test_weights_in_4_bits_settle_what_8_bits_are_worth_and_not_the_other_way() -> None:
-    picks = {recipe_of(one).name: one for one in default_picks("size_bytes")}
+    picks = {recipe_of(one).name: one for one in default_picks("size_bytes", linear=False)}
     fewest, more = (f"prune .5 as measured + {numbers}" for numbers in ("nf4w by gptq", "int8w"))
     alone = Known(picks["nf4w by gptq"], 1.0, gains=True)
     assert settled(picks[more], [alone, Known(picks[fewest], 0.97, gains=True)])
@@ -85,6 +86,15 @@ def test_weights_in_4_bits_settle_what_8_bits_are_worth_and_not_the_other_way() 
     assert settled(picks[fewest], [alone, Known(picks[more], 0.1, gains=True)])
     integers = Known({"channels cut": "0.5", "numbers": "int8"}, 0.1, gains=True)
     assert not settled(picks[more], [alone, integers]), "values in integers lose in their own way"
+
+
+def test_of_a_model_of_linear_layers_integers_at_run_time_are_tried_too() -> None:
+    linear, other = (
+        [recipe.name for recipe in recipes_to_try(None, capture(module, (x,)), "latency_ms")]
+        for module, x in (net("encoder"), net("conv"))
+    )
+    assert linear[:2] == ["int8", "int8d"]
+    assert [name for name in linear if name != "int8d"] == other
 
 
 def test_the_goal_decides_which_numbers_are_in_the_space() -> None:
@@ -99,4 +109,4 @@ def test_the_goal_decides_which_numbers_are_in_the_space() -> None:
     assert {skip.what for skip in small.skipped} == {"blocks dropped"}
     numbers = next(slot for slot in small.slots if slot.name == "numbers")
     assert weights < set(numbers.options)
-    assert all(filled(small.slots, picks) for picks in default_picks("size_bytes"))
+    assert all(filled(small.slots, picks) for picks in default_picks("size_bytes", linear=False))

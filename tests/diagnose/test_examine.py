@@ -60,7 +60,7 @@ def test_what_finding_rates_takes_is_part_of_the_time_for_training(monkeypatch: 
     model, task = digits()
     epochs = [
         method.epochs
-        for recipe in default_recipes("latency_ms")
+        for recipe in default_recipes("latency_ms", linear=True)
         for method in recipe.methods
         if hasattr(method, "epochs")
     ]

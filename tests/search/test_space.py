@@ -27,7 +27,7 @@ def trial(ident: str, ms: float, *, diff: float = 0.0, gain: float | None = None
 
 
 def test_the_space_has_every_recipe_in_every_runtime() -> None:
-    recipes = default_recipes("latency_ms")
+    recipes = default_recipes("latency_ms", linear=False)
     names = [recipe.name for recipe in recipes]
     assert len(set(names)) == len(names) == 13
     assert "prune .5 as measured + distill 2 epochs + int8" in names
@@ -40,8 +40,8 @@ def test_the_space_has_every_recipe_in_every_runtime() -> None:
 def test_slow_runtimes_are_left_out_with_the_reason() -> None:
     free = [trial("a", 1.0, runtime="openvino"), trial("b", 1.4, runtime="onnxruntime"), trial("c", 9.0)]
     integers, floats = (
-        default_recipes("latency_ms")[0],
-        next(one for one in default_recipes("latency_ms") if not one.name.endswith("int8")),
+        default_recipes("latency_ms", linear=False)[0],
+        next(one for one in default_recipes("latency_ms", linear=False) if not one.name.endswith("int8")),
     )
     kept, skipped = worth_trying(integers, free, [], "latency_ms")
     assert list(kept) == ["openvino", "onnxruntime"]
@@ -61,7 +61,7 @@ def test_slow_runtimes_are_left_out_with_the_reason() -> None:
 
 
 def test_what_is_left_of_a_recipe_without_training() -> None:
-    by_name = {recipe.name: recipe for recipe in default_recipes("latency_ms")}
+    by_name = {recipe.name: recipe for recipe in default_recipes("latency_ms", linear=False)}
     assert (
         unrecovered(by_name["prune .5 as measured + distill 2 epochs + int8"]) == by_name["prune .5 as measured + int8"]
     )

@@ -37,13 +37,14 @@ BLOCKS = (NONE, "1", "2")
 EPOCHS = (NONE, "1", "2", "4")
 SHORT = "1"
 FLOATS = "floats"
+AT_RUN_TIME = "int8 at run time"
 # what makes numbers of fewer bits -> the precision that a runtime has to have
 NUMBERS: dict[str, tuple[str, Method | None]] = {
     FLOATS: ("fp32", None),
     "int8": ("int8", Quantize()),
     "int8, learned rounding": ("int8", Quantize(rounding="learned")),
     "int8, trained": ("int8", QAT(epochs=2)),
-    "int8 at run time": ("int8d", Dynamic()),
+    AT_RUN_TIME: ("int8d", Dynamic()),
     "weights in int8": ("int8w", WeightOnly("int8")),
     "weights in int4": ("int4w", WeightOnly("int4", rounding="gptq")),
     "weights in nf4": ("nf4w", WeightOnly("nf4", rounding="gptq")),
@@ -104,31 +105,36 @@ def _briefly(options: tuple[str, ...]) -> str:
     return ", ".join(options) if len(options) < 3 else f"{options[0]} ... {options[-1]}"
 
 
-def default_recipes(minimise: str) -> tuple[Recipe, ...]:
+def default_recipes(minimise: str, *, linear: bool) -> tuple[Recipe, ...]:
     """The recipes that come first for what is minimised, those without training before those with, gentle cuts first.
 
     Channels go by "obs", which re-solves the layers that read them (docs/benchmarks/prune_quality.md), from where the
     outputs move least: that spares residual streams; on plain chains of layers it hardly matters. The boldest cut is
     even, as it leaves the fewest narrow layers. Most of them are left out by what others showed (`settled`).
-    Integers are what makes models faster; where bytes count, weights alone lose less in as few bits, or have fewer.
+    Integers are what makes models faster, of linear layers also with ranges that are found at run time; where bytes
+    count, weights alone lose less in as few bits, or have fewer.
+
+    linear: whether most of the model is linear layers, as `mostly_linear` tells.
     """
-    return tuple(recipe_of(picks) for picks in default_picks(minimise))
+    return tuple(recipe_of(picks) for picks in default_picks(minimise, linear=linear))
 
 
-def recipes_to_try(asked: tuple[Recipe, ...] | None, minimise: str) -> tuple[Recipe, ...]:
-    """Those that were asked for, else the default ones for what is minimised.
+def recipes_to_try(asked: tuple[Recipe, ...] | None, graph: GraphModule, minimise: str) -> tuple[Recipe, ...]:
+    """Those that were asked for, else the default ones for this graph and what is minimised.
 
     Raises:
         PlanError: the order of one cannot work.
     """
     for recipe in asked or ():
         refuse_order(recipe)
-    return default_recipes(minimise) if asked is None else asked
+    return default_recipes(minimise, linear=mostly_linear(graph)) if asked is None else asked
 
 
-def default_picks(minimise: str) -> tuple[dict[str, str], ...]:
+def default_picks(minimise: str, *, linear: bool) -> tuple[dict[str, str], ...]:
     """The same as picks of the space."""
-    alone, with_cuts = ((SMALL, SMALLEST), (SMALLEST, SMALL)) if minimise == SIZE else (("int8",), ("int8", FLOATS))
+    alone, with_cuts = ("int8", AT_RUN_TIME) if linear else ("int8",), ("int8", FLOATS)
+    if minimise == SIZE:
+        alone, with_cuts = (SMALL, SMALLEST), (SMALLEST, SMALL)
     stems = [
         {"channels cut": ratio, "allocation": allocation, RECOVERY: epochs, "numbers": numbers}
         for epochs, numbers, (ratio, allocation) in product((NONE, "2"), with_cuts, FIRST_CUTS)
@@ -226,20 +232,26 @@ def _serving(numbers: tuple[str, ...], serving: Mapping[str, tuple[str, ...]]) -
 
 
 def _numbers(graph: GraphModule, serving: Collection[str], minimise: str) -> tuple[tuple[str, ...], list[Skip]]:
-    macs = macs_of_nodes(graph)
-    targets = {node.name: str(node.target) for node in graph.graph.nodes}
-    linear = sum(own for node, own in macs.items() if "linear" in targets[node] or "mm" in targets[node])
+    linear = mostly_linear(graph)
     kept, skipped = [], []
     for name, (precision, _) in NUMBERS.items():
         if precision not in serving:
             skipped.append(Skip(name, f"no runtime at hand has {precision}"))
         elif precision in FOR_SIZE and minimise != SIZE:
             skipped.append(Skip(name, f"it makes files smaller and hardly anything faster, and the goal is {minimise}"))
-        elif minimise != SIZE and precision in FOR_LINEAR and linear < LINEAR_SHARE * sum(macs.values()):
+        elif minimise != SIZE and precision in FOR_LINEAR and not linear:
             skipped.append(Skip(name, "it is for linear layers, which are less than half of this model"))
         else:
             kept.append(name)
     return tuple(kept), skipped
+
+
+def mostly_linear(graph: GraphModule) -> bool:
+    """Whether at least half of the multiply-accumulates are those of linear layers."""
+    macs = macs_of_nodes(graph)
+    targets = {node.name: str(node.target) for node in graph.graph.nodes}
+    linear = sum(own for node, own in macs.items() if "linear" in targets[node] or "mm" in targets[node])
+    return linear >= LINEAR_SHARE * sum(macs.values())
 
 
 def recipe_of(picks: Mapping[str, str]) -> Recipe:
