@@ -300,7 +300,7 @@ def test_what_recoveries_so_far_could_not_bring_back_is_not_trained(
     ended = next_of(own)
     loses, _, left = ended.notes["why"].partition(", and ")
     assert loses == "prune .75 as measured loses 5 times what is allowed on select"
-    assert left == "recoveries so far left 90% of a loss or more"
+    assert left == "recoveries of such losses left 90% of them or more"
     assert len(ended.rungs) == 1
     assert not [path.name for path in (own.under_way.job.held.folder / "built").iterdir() if "distill" in path.name]
 

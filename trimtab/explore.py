@@ -332,8 +332,8 @@ def _stopped(own: Sampling, proposal: Proposal, recipe: Recipe, rungs: list[tupl
         others = [result.rungs[rung] for _, result in own.sampler.ended() if len(result.rungs) > rung]
         rungs.append(reached)
         loses = f"{cheaper.name} loses {reached[1]:.2g} times what is allowed on select"
-        if (left := may_be_left(own.recoveries())) * reached[1] > 1:
-            return f"{loses}, and recoveries so far left {math.sqrt(left):.0%} of a loss or more"
+        if (left := may_be_left(reached[1], own.recoveries())) * reached[1] > 1:
+            return f"{loses}, and recoveries of such losses left {math.sqrt(left):.0%} of them or more"
         if reached[1] > 1 and not promoted(reached, others):
             return (
                 f"{loses} at a predicted cost of {reached[0]:.2f}: not among the best third of the {len(others) + 1} "

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 Point = tuple[float, float]
 ETA = 3
+ALIKE = 4  # losses that recovery may bring back alike differ by so many times at most
 
 
 def dominates(one: Point, other: Point) -> bool:
@@ -45,17 +46,18 @@ def promoted(own: Point, others: Sequence[Point], *, eta: int = ETA) -> bool:
     return better < math.ceil(len(everyone) / eta)
 
 
-def may_be_left(recoveries: Sequence[tuple[float, float]]) -> float:
+def may_be_left(loss: float, recoveries: Sequence[tuple[float, float]]) -> float:
     """The share of a loss that recovery may leave, if as good as the best so far twice over; 0 where little is known.
 
     Args:
-        recoveries: of each the loss before and after, as shares of what is allowed. Only those count that began beyond
-            it, and one alone says nothing.
+        loss: as a share of what is allowed.
+        recoveries: of each the loss before and after. Those count that began beyond what is allowed, and not much
+            nearer to it than `loss`, as of a larger loss a larger share comes back; one alone says nothing.
 
-    >>> may_be_left([(10.0, 5.0), (4.0, 3.6), (0.5, 0.6)]), may_be_left([(10.0, 9.0)])
+    >>> may_be_left(9.0, [(10.0, 5.0), (4.0, 3.6), (0.5, 0.6)]), may_be_left(9.0, [(10.0, 9.0), (2.0, 1.8)])
     (0.25, 0.0)
     """
-    shares = [after / before for before, after in recoveries if before > 1]
+    shares = [after / before for before, after in recoveries if before > max(1.0, loss / ALIKE)]
     return min(1.0, min(shares)) ** 2 if len(shares) > 1 else 0.0
 
 
