@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -39,8 +39,8 @@ def of_grid(rows: Sequence[Row]) -> Row | None:
     return next(iter(of_grids(rows).values()), None)
 
 
-def report(parts: dict[str, Part], titles: Sequence[str]) -> list[str]:
-    """Every strategy on every model, and whether the aim is met."""
+def report(parts: dict[str, Part], bounds: Mapping[str, str]) -> list[str]:
+    """Every strategy on every model, and whether the aim is met; bounds: title -> what has to stay."""
     if not parts:
         raise SystemExit("There is no strategy to report yet: run without --report-only first.")
     lines = [
@@ -55,8 +55,9 @@ def report(parts: dict[str, Part], titles: Sequence[str]) -> list[str]:
     ]
     for title, part in parts.items():
         told = [*aim(part.rows), *foreseen(part.rows)]
-        lines += ["", f"## {title}", "", f"Measured {part.made}.", "", *told, "", *table(part.rows)]
-    missing = [title for title in titles if title not in parts]
+        made = f"{bounds[title]}. Measured {part.made}."
+        lines += ["", f"## {title}", "", made[0].upper() + made[1:], "", *told, "", *table(part.rows)]
+    missing = [title for title in bounds if title not in parts]
     return [*lines, "", f"Not run: {', '.join(missing)}."] if missing else lines
 
 
@@ -162,7 +163,7 @@ def spread(values: Sequence[float], form: str) -> str:
     return middle if low == high else f"{middle} ({low} ... {high})"
 
 
-def page(found: dict[str, list[Row]], results: str) -> list[str]:
+def page(found: dict[str, list[Row]], bounds: Mapping[str, str], results: str) -> list[str]:
     """What came of the aim, under the picture."""
     names = dict.fromkeys(name for rows in found.values() for name in by_strategy(rows) if name != OURS)
     rivals = ", ".join(
@@ -177,7 +178,7 @@ def page(found: dict[str, list[Row]], results: str) -> list[str]:
         "measured candidates dominate, as a share of all that could be gained within the bound.",
     ]
     for title, rows in found.items():
-        lines += ["", f"**{title}**", "", *aim(rows), *foreseen(rows)]
+        lines += ["", f"**{title}**, {bounds[title]}", "", *aim(rows), *foreseen(rows)]
     told = f"Every strategy, and how it was measured: [{results}](../../benchmarks/results/{results})."
     return [*lines, "", f"{told} Made by `scripts/bench search_cost`."]
 
