@@ -16,7 +16,6 @@ from searched import cells, table
 from trimtab.core import Drop, Measurement, Outcome, Ratio, Slot, Trial
 from trimtab.files import write_json
 
-
 BOUNDS = {"MiniLM": "97% of the original's quality to keep", "MobileNetV2": "all of it to keep"}
 
 
