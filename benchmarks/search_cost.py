@@ -60,9 +60,9 @@ class Model:
 
 
 def garments() -> tuple[nn.Module, Task, Task]:
-    """FashionNet on Fashion-MNIST, trained on 10,000 pictures; candidates are made on 3,000 and chosen by 1,000."""
+    """FashionNet on Fashion-MNIST, trained on 10,000 pictures; candidates are made on 3,000 and chosen by 2,000."""
     module, task = fashion()
-    return module, task, less(replace(task, fit=replace(task.fit or Fit(), precision="fp32")), 3000, 1000)
+    return module, task, less(replace(task, fit=replace(task.fit or Fit(), precision="fp32")), 3000, 2000)
 
 
 def photos() -> tuple[nn.Module, Task, Task]:
