@@ -275,7 +275,7 @@ class Prune:
             )
         data = calibration(tools.task, plan.samples, purpose="Compensation")
         outputs = _kept_outputs(graph, plan, known)
-        parts = Parts.of(tools, pruned, data, plan.compensated)
+        parts = Parts.of(tools, graph, data, plan)
         return compensate_(pruned, graph, data, plan.compensated, outputs=outputs, parts=parts)
 
     @property
