@@ -24,11 +24,11 @@ def left_out(*tried: Known) -> list[str]:
     ]
 
 
-def test_gentle_ones_come_before_bold_ones_and_training_comes_last() -> None:
+def test_gentle_ones_come_before_bold_ones_training_comes_later_and_floats_come_last() -> None:
     names = list(PICKS)
     assert names[:4] == ["int8", GENTLE, BOLD, BOLDEST]
-    trained = ["distill" in name for name in names]
-    assert trained == sorted(trained)
+    order = [(not name.endswith("int8"), "distill" in name) for name in names]
+    assert order == sorted(order)
     assert all(len(picks) == 1 or picks["epochs of recovery"] in ("-", "2") for picks in PICKS.values())
 
 
@@ -50,6 +50,13 @@ def test_where_integers_do_not_gain_by_themselves_floats_are_tried_all_the_same(
     gone = left_out(known("int8", 1.0, gains=False), known(BOLD, 0.97))
     assert FLOATS not in gone
     assert GENTLE in gone
+
+
+def test_where_integers_gain_nothing_by_themselves_no_cut_is_tried_in_them() -> None:
+    gone = left_out(known("int8", 0.9, gains=False))
+    assert gone == [name for name in PICKS if name.endswith(" int8")]
+    assert left_out(known("int8", 0.3, gains=False)) != gone, "it was not timed, as it was not likely to pass"
+    assert left_out(known("int8", 0.9)) == []
 
 
 def test_what_a_gentler_one_does_not_keep_a_bolder_one_is_not_asked_for() -> None:

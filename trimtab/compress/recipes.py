@@ -106,7 +106,7 @@ def _briefly(options: tuple[str, ...]) -> str:
 
 
 def default_recipes(minimise: str, *, linear: bool) -> tuple[Recipe, ...]:
-    """The recipes that come first for what is minimised, those without training before those with, gentle cuts first.
+    """The recipes that come first for what is minimised: those in few bits, those without training, gentle cuts first.
 
     Channels go by "obs", which re-solves the layers that read them (docs/benchmarks/prune_quality.md), from where the
     outputs move least: that spares residual streams; on plain chains of layers it hardly matters. The boldest cut is
@@ -137,7 +137,7 @@ def default_picks(minimise: str, *, linear: bool) -> tuple[dict[str, str], ...]:
         alone, with_cuts = (SMALL, SMALLEST), (SMALLEST, SMALL)
     stems = [
         {"channels cut": ratio, "allocation": allocation, RECOVERY: epochs, "numbers": numbers}
-        for epochs, numbers, (ratio, allocation) in product((NONE, "2"), with_cuts, FIRST_CUTS)
+        for numbers, epochs, (ratio, allocation) in product(with_cuts, (NONE, "2"), FIRST_CUTS)
     ]
     return (*({"numbers": numbers} for numbers in alone), *stems)
 
@@ -155,7 +155,8 @@ def settled(picks: Mapping[str, str], known: Sequence[Known]) -> str | None:
     """Why one of the first recipes is left out by what others of them showed; None if it is to be tried.
 
     Either one that takes no less away keeps the quality for sure, and gains (integers stand for floats where they
-    alone gain, too); or one that takes no more away, and trains no less, is not likely to keep it.
+    alone gain, too); or one that takes no more away, and trains no less, is not likely to keep it; or its numbers alone
+    gain nothing.
     """
     integers_gain = any(one.gains for one in known if set(one.picks) == {"numbers"})
     for other in known:
@@ -165,6 +166,8 @@ def settled(picks: Mapping[str, str], known: Sequence[Known]) -> str | None:
             return f"{name} takes no less away, gains, and keeps the quality with a chance of {other.chance:.2f}"
         if other.chance < LIKELY and _no_less_taken(picks, other.picks) and _trained(other.picks) >= _trained(picks):
             return f"{name} takes no more away, and keeps the quality with a chance of {other.chance:.2f} only"
+        if other.picks == {"numbers": picks["numbers"]} and other.chance >= LIKELY and not other.gains:
+            return f"{name} alone gains nothing for sure"
     return None
 
 
