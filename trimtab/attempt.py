@@ -245,8 +245,6 @@ def attempt(
     if needless := _needless(job, recipe):
         return Tried(recipe, skipped=(needless,))
     precisions, left_out = worthwhile(job, measured, recipe, only)
-    if only and not precisions:
-        return Tried(recipe, skipped=left_out)
     ways = candidates([recipe], precisions)
     unserved = tuple(Skip(way.name, why) for way in ways if (why := supported(way.runtime, way.precision)))
     if len(unserved) == len(ways):
