@@ -8,6 +8,7 @@ result is the same, bit for bit. Cost: the bytes of the weights that were settle
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,14 @@ class Parts:
         return Parts(self.folder / f"parts-{words}", self.report)
 
     def value(self, name: str, make: Callable[[], T], kind: type[T]) -> T:
-        """The part `name`: read if it has ended, else made and kept."""
+        """The part `name`: read if it has ended, else made, and kept if it comes back from JSON as it was."""
         if self.folder is None:
             return make()
         file = self.folder / f"{name}.json"
         if not file.exists():
             value = make()
-            write_json(file, cattrs.unstructure(value))
+            if _comes_back(value, kind):
+                write_json(file, cattrs.unstructure(value))
             return value
         return cattrs.structure(read_json(file), kind)
 
@@ -79,6 +81,14 @@ class Parts:
         """Tell of progress, if anybody is to be told."""
         if self.report:
             self.report(done, total, text)
+
+
+def _comes_back(value: Any, kind: Any) -> bool:
+    """Whether JSON keeps all of it: of a field for floats that holds True it would not."""
+    try:
+        return repr(cattrs.structure(json.loads(json.dumps(cattrs.unstructure(value))), kind)) == repr(value)
+    except Exception:  # noqa: BLE001 - somebody's own type, which cannot be made of JSON
+        return False
 
 
 NOTHING_KEPT = Parts()
