@@ -111,7 +111,7 @@ class Asked:
 def _settled(under_way: Exploration, recipe: Recipe) -> Skip | None:
     """Why one of the first recipes is left out, by what those before it showed; None if it is to be tried."""
     known: list[Known] = []
-    for picks in under_way.first():
+    for picks in under_way.first:
         if (one := recipe_of(picks)) == recipe:
             why = settled(picks, known)
             return Skip(recipe.name, why) if why else None
@@ -158,7 +158,7 @@ def _sampled(under_way: Exploration, asked: Asked) -> None:
     space = space_of(under_way.original.graph, serving(job, under_way.free), minimise=job.goal.minimise)
     worker = job.held.once("worker", lambda: uuid.uuid4().hex, str)
     url = search.storage or local(job.held.folder)
-    first, alone = under_way.first(), search.storage is None
+    first, alone = under_way.first, search.storage is None
     sampler = Sampler(url, asked.identity, space.slots, first, seed=search.seed, worker=worker, alone=alone)
     own = Sampling(under_way, sampler, space, _forecast(under_way, search), worker)
     _replay(own)

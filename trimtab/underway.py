@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -38,6 +39,7 @@ class Exploration:
     clock: Clock
     ended: dict[str, Tried] = field(default_factory=dict)
 
+    @cached_property
     def first(self) -> tuple[dict[str, str], ...]:
         """The picks that come first, unless recipes were given."""
         return default_picks(self.job.goal.minimise, linear=mostly_linear(self.original.graph))
@@ -89,10 +91,10 @@ class Sampling:
     forecast: Forecast
     worker: str
 
-    @property
+    @cached_property
     def first(self) -> tuple[Recipe, ...]:
         """The recipes that come first, which are tried in every runtime worth trying."""
-        return tuple(map(recipe_of, self.under_way.first()))
+        return tuple(map(recipe_of, self.under_way.first))
 
     def free_cost(self, served: Served) -> float:
         """What the original costs in a runtime, at its precision if it is a free one; infinite if it failed there."""
@@ -121,14 +123,13 @@ class Sampling:
 
     def recoveries(self) -> list[tuple[float, float]]:
         """What training recovered so far: of each the loss before and after, both in the same numbers."""
-        ended = [(one.picks, result) for one, result in self.sampler.ended() if result.costs]
-        found = [(result.rungs[0][1], result.rungs[1][1]) for _, result in ended if len(result.rungs) > 1]
-        known = {tuple(picks.items()): result.costs[1] for picks, result in ended if result.costs}
-        for picks, result in ended:
+        ended = [(one.picks, result.costs[1], result.rungs) for one, result in self.sampler.ended() if result.costs]
+        known = {tuple(picks.items()): loss for picks, loss, _ in ended}
+        found = [(rungs[0][1], rungs[1][1]) for _, _, rungs in ended if len(rungs) > 1]
+        for picks, loss, rungs in ended:
             before = known.get(tuple((picks | UNTRAINED).items()))
-            whole = result.rungs == () and picks.get(RECOVERY, NONE) != NONE  # those that come first climb no rungs
-            if whole and before is not None and result.costs:
-                found.append((before, result.costs[1]))
+            if before is not None and not rungs and picks.get(RECOVERY, NONE) != NONE:  # the first ones climb no rungs
+                found.append((before, loss))
         return found
 
     def predicted(self, graph: Any, proposal: Proposal) -> float:

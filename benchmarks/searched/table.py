@@ -56,7 +56,7 @@ def report(parts: dict[str, Part], bounds: Mapping[str, str]) -> list[str]:
     for title, part in parts.items():
         told = [*aim(part.rows), *foreseen(part.rows)]
         made = f"{bounds[title]}. Measured {part.made}."
-        lines += ["", f"## {title}", "", made[0].upper() + made[1:], "", *told, "", *table(part.rows)]
+        lines += ["", f"## {title}", "", made, "", *told, "", *table(part.rows)]
     missing = [title for title in bounds if title not in parts]
     return [*lines, "", f"Not run: {', '.join(missing)}."] if missing else lines
 

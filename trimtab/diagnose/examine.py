@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from trimtab.compress.recipes import default_recipes, mostly_linear
+from trimtab.compress.recipes import recipes_to_try
 from trimtab.core import Fit, Goal, Split, Target, Task
 from trimtab.diagnose.families import Family, families
 from trimtab.diagnose.roofline import Peaks, Place, peaks, roofline
@@ -258,7 +258,7 @@ def _needs(graph: GraphModule, task: Task, intakes: tuple[Intake, ...], minimise
         per_sample = _step_seconds(copy.deepcopy(graph), task, few) / len(few)
     except Exception:  # noqa: BLE001 - the user's loss may raise anything, and the search will tell of it
         return None
-    recipes = default_recipes(minimise, linear=mostly_linear(graph))
+    recipes = recipes_to_try(None, graph, minimise)
     samples = sum(_samples(method, task) for recipe in recipes for method in recipe.methods)
     samples += task.fit.epochs * len(task.train) if task.fit else 0
     training = samples * per_sample * 4 / 3  # a teacher answers too: one forward pass beside three
