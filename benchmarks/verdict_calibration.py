@@ -3,6 +3,7 @@
     scripts/bench verdict_calibration [--tasks 1000] [--jobs 2] [--only NAME ...]
     scripts/bench verdict_calibration --again "overlap, 0 to 1" 10000 [--tasks 20000]
     scripts/bench verdict_calibration --kept [--tasks 1000] [--only "even loss"]
+    scripts/bench verdict_calibration --again "even loss" 5000 --share 0.8 [--tasks 20000]
 
 A cell is a kind of metric, a number of verify samples and a true drop. Each task draws its samples from a population
 whose true drop is known exactly, as the population is a table of rows with probabilities. The margin is what the worst
@@ -11,7 +12,9 @@ samples show, several bounds at once, the best of many picked on `select`, and o
 benchmarks/results/verdict_calibration_DATE.md and docs/benchmarks/verdict_calibration.svg. Half an hour on one core.
 With --again, one cell alone with seeds of its own, in verdict_calibration_again_DATE.md: of many cells at 5 %, some
 come out above it by chance, and fresh tasks tell which do in truth. With --kept, the first of the further tables
-alone, in verdict_calibration_kept_DATE.md; of some metrics only, in verdict_calibration_kept_again_DATE.md.
+alone, in verdict_calibration_kept_DATE.md; of some metrics only, with a seed of its own, in
+verdict_calibration_kept_again_DATE.md; one cell of it, with --again and --share, in
+verdict_calibration_kept_cell_DATE.md.
 """
 
 from __future__ import annotations
@@ -314,8 +317,8 @@ def alternatives_table(tasks: int) -> list[str]:
     return lines
 
 
-def kept_cell(kind: Kind, worst: float, share: float, num: int, tasks: int) -> tuple[int, int]:
-    """False PASSes where exactly `share` is kept: by the rule in use, and if the margin were known."""
+def kept_badness(kind: Kind, worst: float, share: float) -> float:
+    """How bad a candidate is that keeps exactly `share`."""
 
     def missed(badness: float) -> float:
         found = kind.population(badness)
@@ -323,18 +326,27 @@ def kept_cell(kind: Kind, worst: float, share: float, num: int, tasks: int) -> t
         value = before if kind.aggregate is None else kind.aggregate(before)
         return found.drop - (1 - share) * abs(float(np.squeeze(value)))
 
-    badness = float(brentq(missed, 0.0, worst, xtol=1e-12))
-    drawn = _drawn(kind, badness, np.random.default_rng((SEED, num, round(100 * share))))
+    return float(brentq(missed, 0.0, worst, xtol=1e-12))
+
+
+def kept_drawn(kind: Kind, worst: float, share: float, num: int, seed: int) -> Callable[[int], tuple[Floats, Floats]]:
+    """`_drawn`, where exactly `share` is kept."""
+    return _drawn(kind, kept_badness(kind, worst, share), np.random.default_rng((seed, num, round(100 * share))))
+
+
+def kept_cell(kind: Kind, worst: float, share: float, num: int, tasks: int, *, seed: int = SEED) -> tuple[int, int]:
+    """False PASSes where exactly `share` is kept: by the rule in use, and if the margin were known."""
+    drawn = kept_drawn(kind, worst, share, num, seed)
     counts = [0, 0]
-    for seed in range(tasks):
+    for place in range(tasks):
         first, second = drawn(num)
         value = first.mean(0) if kind.aggregate is None else kind.aggregate(first.mean(0))
         for at, margin in enumerate((Kept(share), (1 - share) * abs(float(np.squeeze(value))))):
-            counts[at] += one(kind, first, second, margin, seed) == "PASS"
+            counts[at] += one(kind, first, second, margin, place) == "PASS"
     return counts[0], counts[1]
 
 
-def kept_table(tasks: int, only: Sequence[str] = ()) -> list[str]:
+def kept_table(tasks: int, only: Sequence[str] = (), *, seed: int = SEED) -> list[str]:
     """The margin is a share of what the samples show of the baseline, and errs as they do."""
     lines = [
         f"## False PASS where exactly a share is kept, {tasks:,} tasks",
@@ -348,13 +360,52 @@ def kept_table(tasks: int, only: Sequence[str] = ()) -> list[str]:
     for kind, shares, worst in KEPT:
         for share in () if only and kind.name not in only else shares:
             for num in KEPT_SIZES:
-                shown = " | ".join(share_of(count, tasks) for count in kept_cell(kind, worst, share, num, tasks))
-                lines.append(f"| {kind.name} | {share:g} | {num:,} | {shown} |")
+                found = kept_cell(kind, worst, share, num, tasks, seed=seed)
+                lines.append(f"| {kind.name} | {share:g} | {num:,} | {' | '.join(share_of(x, tasks) for x in found)} |")
     return lines
 
 
-def share_of(count: int, tasks: int) -> str:
-    return f"{100 * count / tasks:.1f} %"
+def kept_again_table(kind: Kind, worst: float, share: float, num: int, tasks: int) -> list[str]:
+    """One cell of a share that is kept, with fresh seeds; and what Student's t makes of the same tasks, and of others.
+
+    Student's t of candidate - share * baseline has no bootstrap and next to no error at such sizes: where it passes as
+    often, it is the tasks that were drawn and not the rule.
+    """
+    assert kind.aggregate is None, "Student's t is of a mean"
+    by_t: dict[int, int] = {}
+
+    def once(seed: int, num_tasks: int) -> int:
+        by_t[seed] = students(kind, worst, share, num, num_tasks, seed=seed)
+        drawn = kept_drawn(kind, worst, share, num, seed)
+        return sum(one(kind, *drawn(num), Kept(share), place) == "PASS" for place in range(num_tasks))
+
+    lines = fresh_table(f"{kind.name}, {share:g} kept, n = {num:,}", once, tasks)
+    many, before = 100 * NUM_TASKS, 2 * NUM_TASKS
+    other = students(kind, worst, share, num, many, seed=SEED + 1 + len(by_t))
+    first = students(kind, worst, share, num, before, seed=SEED)
+    here, there, then = (
+        share_of(*pair, digits=2) for pair in ((sum(by_t.values()), tasks), (other, many), (first, before))
+    )
+    return [
+        *lines,
+        "",
+        f"Student's t of candidate - {share:g} * baseline lets through {here} of these tasks, {there} of {many:,} "
+        f"others, and {then} of the first {before:,} of seed {SEED}.",
+    ]
+
+
+def students(kind: Kind, worst: float, share: float, num: int, tasks: int, *, seed: int) -> int:
+    """Of the tasks of `kept_cell` with that seed: how many Student's t lets through."""
+    drawn, quantile, passed = kept_drawn(kind, worst, share, num, seed), t.ppf(CONFIDENCE, num - 1), 0
+    for _ in range(tasks):
+        first, second = drawn(num)
+        left = second - Kept(share).weight(float(first.mean())) * first
+        passed += float(left.mean()) >= quantile * float(left.std(ddof=1)) / math.sqrt(num)
+    return passed
+
+
+def share_of(count: int, tasks: int, *, digits: int = 1) -> str:
+    return f"{100 * count / tasks:.{digits}f} %"
 
 
 def cell_tables(results: Mapping[str, Sequence[Cell]], tasks: int) -> list[str]:
@@ -443,21 +494,36 @@ def winner_table(tasks: int, num: int = 2000, margin: float = 0.01) -> list[str]
     return lines
 
 
-def again_table(kind: Kind, worst: float, num: int, tasks: int) -> list[str]:
-    """One cell at the bound, with fresh seeds, a thousand tasks each; and whether it is above 5 % in truth."""
+def fresh_table(what: str, once: Callable[[int, int], int], tasks: int) -> list[str]:
+    """One cell at the bound, with fresh seeds, a thousand tasks each; and whether it is above 5 % in truth.
+
+    Args:
+        what: the cell, in words.
+        once: (seed, number of tasks) -> how many of them PASS.
+        tasks: in all.
+    """
     seeds = range(SEED + 1, SEED + 1 + max(1, tasks // NUM_TASKS))
-    cells = [cell(kind, worst, num, 1.0, min(tasks, NUM_TASKS), seed=seed) for seed in seeds]
-    passed, total = sum(c.passed for c in cells), sum(c.tasks for c in cells)
+    each = min(tasks, NUM_TASKS)
+    counts = [once(seed, each) for seed in seeds]
+    passed, total = sum(counts), each * len(seeds)
     low, high = (100 * x for x in binomtest(passed, total).proportion_ci(0.95, method="exact"))
     word = "above 5 %: the interval lets through too much" if low > 100 * (1 - CONFIDENCE) else "not above 5 %"
-    shares = ", ".join(share_of(c.passed, c.tasks) for c in cells)
     return [
-        f"## {kind.name}, n = {num:,}, true drop = margin, {total:,} fresh tasks",
+        f"## {what}, true drop = margin, {total:,} fresh tasks",
         "",
         f"False PASS {100 * passed / total:.2f} % (exact 95 % interval {low:.2f} to {high:.2f} %): {word}.",
         "",
-        f"By seed ({seeds[0]} to {seeds[-1]}): {shares}.",
+        f"By seed ({seeds[0]} to {seeds[-1]}): {', '.join(share_of(count, each) for count in counts)}.",
     ]
+
+
+def again_table(kind: Kind, worst: float, num: int, tasks: int) -> list[str]:
+    """One cell of the large table, with fresh seeds."""
+
+    def once(seed: int, num_tasks: int) -> int:
+        return cell(kind, worst, num, 1.0, num_tasks, seed=seed).passed
+
+    return fresh_table(f"{kind.name}, n = {num:,}", once, tasks)
 
 
 def plot(results: Mapping[str, Sequence[Cell]], path: Path) -> None:
@@ -522,20 +588,25 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="kinds of metric; the results say which were left out")
     parser.add_argument("--again", nargs=2, metavar=("KIND", "N"), help="this one cell, with fresh seeds")
     parser.add_argument("--kept", action="store_true", help="only the table of margins that are shares")
+    parser.add_argument("--share", type=float, help="with --again: of a margin that is a share, the one to be kept")
     chosen = parser.parse_args()
     began, results = time.perf_counter(), {}
     if chosen.kept:
-        table = kept_table(chosen.tasks, chosen.only or ())
-        write(
-            f"verdict_calibration_kept{'_again' if chosen.only else ''}",
-            [*head(f"seed {SEED}", time.perf_counter() - began), *table],
-        )
+        seed = SEED + 1 if chosen.only else SEED
+        table = kept_table(chosen.tasks, chosen.only or (), seed=seed)
+        name = f"verdict_calibration_kept{'_again' if chosen.only else ''}"
+        write(name, [*head(f"seed {seed}", time.perf_counter() - began), *table])
         return
     if chosen.again:
-        kind, worst = next(pair for pair in KINDS if pair[0].name == chosen.again[0])
-        table = again_table(kind, worst, int(chosen.again[1]), chosen.tasks)
+        name, num = chosen.again[0], int(chosen.again[1])
+        if chosen.share is None:
+            kind, worst = next(pair for pair in KINDS if pair[0].name == name)
+            table = again_table(kind, worst, num, chosen.tasks)
+        else:
+            kind, worst = next((kind, worst) for kind, _, worst in KEPT if kind.name == name)
+            table = kept_again_table(kind, worst, chosen.share, num, chosen.tasks)
         top = head(f"seeds from {SEED + 1} on", time.perf_counter() - began)
-        write("verdict_calibration_again", [*top, *table])
+        write("verdict_calibration_again" if chosen.share is None else "verdict_calibration_kept_cell", [*top, *table])
         return
     with ProcessPoolExecutor(chosen.jobs) as pool:
         asked = {

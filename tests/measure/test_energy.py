@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from trimtab.measure.energy import ESTIMATE, Counter, Metered, counters, energy, joules
+from trimtab.measure.energy import ESTIMATE, Counter, Metered, counters, counting, energy, gpu_counters, joules
 
 
 def package(root: Path, name: str, now: int, most: int = 10_000_000) -> Path:
@@ -65,3 +69,110 @@ def test_energy_is_counted_or_an_estimate_that_says_so_or_nothing() -> None:
     assert (stated.value, stated.unit) == (0.1, ESTIMATE)
     assert "estimate" in ESTIMATE
     assert energy((), latency_ms=4.0, batch_size=2, watts=None) is None
+
+
+class NVMLError(Exception):
+    pass
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def call(*args: object) -> None:
+        raise error
+
+    return call
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, devices: dict[str, list[int | None]]) -> SimpleNamespace:
+    """A pynvml with these GPUs: UUID -> millijoules at each reading, None where it is not supported."""
+    names = list(devices)
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        opened=0,
+        nvmlDeviceGetCount=lambda: len(names),
+        nvmlDeviceGetHandleByIndex=lambda place: f"handle of {names[place]}",
+        nvmlDeviceGetUUID=lambda handle: handle.removeprefix("handle of "),
+    )
+
+    def millijoules(handle: str) -> int:
+        now = devices[handle.removeprefix("handle of ")].pop(0)
+        if now is None:
+            raise NVMLError("Not Supported")
+        return now
+
+    def opened() -> None:
+        nvml.opened += 1
+
+    nvml.nvmlInit, nvml.nvmlDeviceGetTotalEnergyConsumption = opened, millijoules
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    return nvml
+
+
+def test_gpus_are_read_in_millijoules_and_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = pretend(monkeypatch, {"GPU-a": [5, 2_000_005], "GPU-b": [7, 1_000_007], "GPU-old": [None, None]})
+    read = counting("cuda")
+    before = read()
+    assert before == {"GPU-a": Counter(5000), "GPU-b": Counter(7000)}, "one of them has no counter"
+    assert joules(before, read()) == 3000.0
+    assert nvml.opened == 1
+
+
+def test_only_the_gpus_that_run_it_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"GPU-a": [5], "GPU-b": [7]})
+    assert gpu_counters({"GPU-b"})() == {"GPU-b": Counter(7000)}
+
+
+def test_a_block_in_which_the_driver_was_loaded_anew_or_a_gpu_went_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend(monkeypatch, {"GPU-a": [9000, 100, 100, 500, 500, None]})
+    metered = Metered(lambda num: [1.0] * num, gpu_counters())
+    for num_calls in (2, 4, 2):
+        metered(num_calls)
+    assert metered.block_joules == [0.1]
+
+
+def test_without_package_driver_or_gpu_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = pretend(monkeypatch, {})
+    assert gpu_counters()() == {}, "a driver, and no GPU"
+    for name in ("nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetUUID"):
+        broken = pretend(monkeypatch, {"GPU-a": [5]})
+        setattr(broken, name, raising(NVMLError("Driver Not Loaded")))
+        assert gpu_counters()() == {}, name
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_counters()() == {}
+    metered = Metered(lambda num: [1.0] * num, gpu_counters())
+    assert metered(3) == [1.0] * 3
+    assert metered.block_joules == []
+    assert nvml.opened == 1
+
+
+def test_what_runs_on_the_processor_is_not_charged_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = pretend(monkeypatch, {"GPU-a": [0, 1_000_000]})
+    assert not {"GPU-a"} & set(counting("cpu")())
+    assert nvml.opened == 0
+    with pytest.raises(AssertionError, match="nothing is known to count on tpu"):
+        counting("tpu")
+
+
+def real() -> ModuleType:
+    return pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed: no GPU's counter can be read")
+
+
+def test_the_package_has_what_is_asked_of_it() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        asked = [name for name in vars(pretend(patch, {})) if name != "opened"]
+    assert len(asked) == 6
+    assert [name for name in asked if not callable(getattr(real(), name, None))] == []
+
+
+def test_a_real_gpu_counts_what_it_takes() -> None:
+    real()
+    read = gpu_counters()
+    before, began = read(), time.monotonic()
+    if not before:
+        pytest.skip("no NVIDIA GPU with an energy counter on this machine")
+    time.sleep(2)
+    taken = joules(before, read())
+    assert taken is not None
+    # Even an idle GPU takes some watts, and none takes kilowatts: microjoules or joules would be far off.
+    assert 1 < taken / len(before) / (time.monotonic() - began) < 2000

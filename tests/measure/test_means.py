@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from tests.reference.bootstrap import studentised
 from tests.reference.tango import scores
 from trimtab.core import Drop, Ratio
+from trimtab.measure.means import bounds, unseen
 from trimtab.measure.stats import non_inferiority
 from trimtab.measure.verdict import judge
 
@@ -55,3 +58,45 @@ def test_identical_real_scores_leave_room_for_what_was_not_seen() -> None:
     assert drop.diff == 0
     assert drop.low == pytest.approx(-0.00994, abs=1e-4)
     assert judge((drop,), Ratio(2.0, 1.9, 2.1, 12), minimise="latency_ms").word == "PASS"
+
+
+def paired(kind: str, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of two models; what the second loses is alike on both sides, or has a long tail."""
+    rng = np.random.default_rng(11)
+    first = rng.uniform(1, 2, num)
+    return first, first - (rng.normal(0.1, 1, num) if kind == "normal" else 0.3 * rng.exponential(1, num))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.8])
+@pytest.mark.parametrize("kind", ["normal", "long tail"])
+def test_bounds_agree_with_the_bootstrap_resample_by_resample(kind: str, weight: float) -> None:
+    first, second = paired(kind, 150)
+    fast, slow = 50_000, 10_000
+    quick = bounds(first, second, seed=1, num_resamples=fast, weight=weight)
+    at = studentised(first, second, weight=weight, seed=2, num_resamples=slow)
+    for confidence in (0.9, 0.95):
+        low, high = quick(confidence)
+        # A quantile of R resamples errs by sqrt(p (1 - p) / R) in p: four such errors of both, of any distribution.
+        error = 4 * np.sqrt(confidence * (1 - confidence) * (1 / fast + 1 / slow))
+        (nearest, least_high), (farthest, most_high) = at(confidence - error), at(confidence + error)
+        assert farthest <= low <= nearest
+        assert least_high <= high <= most_high
+        rare = np.ptp([*first, *second]) * unseen(150, confidence=confidence)
+        assert high - np.mean(second - weight * first) > rare, "it is not the rule of three that is compared"
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("weight", [1.0, 0.8])
+def test_near_normal_differences_are_bounded_as_by_students_t(weight: float, confidence: float) -> None:
+    """The differences are a normal's quantiles, so that they have no skewness that t does not know."""
+    num, resamples = 2000, 20_000
+    first = np.ones(num)
+    second = first - 0.2 + 0.3 * stats.norm.ppf((np.arange(num) + 0.5) / num)
+    low, high = bounds(first, second, seed=1, num_resamples=resamples, weight=weight)(confidence)
+    left = second - weight * first
+    found = stats.ttest_1samp(left, 0).confidence_interval(2 * confidence - 1)
+    half = np.abs(second - first).max() / (2 * num)  # what the guard adds on purpose
+    quantile = stats.norm.ppf(confidence)
+    error = 4 * np.sqrt(confidence * (1 - confidence) / resamples) / stats.norm.pdf(quantile)
+    near = pytest.approx((found.low - half, found.high + half), abs=error * stats.sem(left))
+    assert (low, high) == near

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import ndtri
+from scipy.stats import binomtest
+from verdict_rules import mcnemar_passes, newcombe_low
 
 from tests.reference.tango import false_pass_rate, score_statistic, scores
 from trimtab.core import Drop
@@ -29,6 +32,25 @@ def test_false_pass_rate_is_at_most_5_percent_exactly(num: int, margin: float) -
     rates = [false_pass_rate(num=num, margin=margin, loss_rate=margin + more) for more in extra]
     assert max(rates) <= 0.05
     assert max(rates) > 0.02 or num * margin < 3, "so conservative that it would never pass"
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.99])
+@pytest.mark.parametrize("num", [200, 1000])
+def test_false_pass_rate_is_what_another_confidence_allows(num: int, confidence: float) -> None:
+    cases = [(margin, margin + more) for margin in (0.005, 0.02, 0.05) for more in (0, 0.002, 0.01, 0.05)]
+    rates = [false_pass_rate(num=num, margin=m, loss_rate=rate, confidence=confidence) for m, rate in cases]
+    allowed = 1 - confidence
+    assert 0.7 * allowed < max(rates) <= allowed
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize(("wins", "losses", "num"), [(4, 38, 900), (30, 42, 4000)])
+def test_a_bound_lies_where_the_likelihoods_score_is_the_confidences_quantile(
+    wins: int, losses: int, num: int, confidence: float
+) -> None:
+    drop = non_inferiority(*scores(wins, losses, num), margin=0.02, confidence=confidence, binary=True)
+    assert score_statistic(wins - 0.5, losses, num, drop.low) == pytest.approx(ndtri(confidence), abs=1e-3)
+    assert score_statistic(wins, losses - 0.5, num, drop.high) == pytest.approx(-ndtri(confidence), abs=1e-3)
 
 
 @given(outcomes(), st.floats(-0.9, 0.9))
@@ -66,3 +88,21 @@ def test_extreme_outcomes_stay_finite(wins: int, losses: int, num: int) -> None:
     drop = binary_drop(wins, losses, num)
     assert np.isfinite([drop.low, drop.high]).all()
     assert drop.low <= drop.diff <= drop.high
+
+
+def test_the_intervals_that_were_not_taken_are_those_that_they_are_called() -> None:
+    """Decision 0004 tells how often they pass wrongly: Newcombe's by a known example, McNemar's exact by SciPy."""
+    # Complete response before and after consolidation (Cavo et al. 2012): the R package contingencytables has
+    # -.1186 to -.0046 for 59 both times, 6 before, 16 after and 80 never.
+    both, before, after = np.array([59.0, 6.0, 16.0])
+    assert newcombe_low(before, after, both, 161, confidence=0.975) == pytest.approx(-0.1186, abs=5e-5)
+    assert newcombe_low(after, before, both, 161, confidence=0.975) == pytest.approx(0.0046, abs=5e-5)
+    margin, num = 0.02, 500
+    wins, losses = (part.ravel() for part in np.meshgrid(np.arange(12), np.arange(40)))
+    exact, mid = (mcnemar_passes(wins, losses, num, margin=margin, mid=mid) for mid in (False, True))
+    for won, lost, passes in zip(wins, losses, exact, strict=True):
+        some = max(won + lost, 1)
+        least = binomtest(int(won), int(some)).proportion_ci(0.9, method="exact").low
+        assert passes == ((2 * least - 1) * (won + lost) / num >= -margin)
+    assert np.all(mid >= exact)
+    assert 0 < np.sum(mid > exact) < 30

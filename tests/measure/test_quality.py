@@ -5,13 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from torch import Tensor
 
 from trimtab.core import Bound, Drop, Goal, Metric, Task
 from trimtab.errors import MetricError, TaskError
 from trimtab.measure.quality import graded, held_against, scores, value
+from trimtab.measure.verdict import hold
 from trimtab.tasks.metrics import auc, f1
 
+SPLITS = ("train", "select", "verify")
 TARGETS = torch.arange(60) % 3
 
 
@@ -104,3 +107,56 @@ def test_declarations_that_contradict_each_other() -> None:
         Metric("mine", f1().per_sample, binary=True, limits=(0.0, 1.0))
     with pytest.raises(TaskError, match=r"must be \(lowest, highest\); got \(1.0, 0.0\)"):
         Metric("mine", f1().per_sample, limits=(1.0, 0.0))
+
+
+GOALS = (0.9, 0.95, 0.99)
+
+
+def words(confidence: float, *, margin: float, what: str) -> tuple[Drop, str]:
+    """What a goal of that confidence says of one of three metrics, 900 samples, of which the candidate loses some."""
+    rng = np.random.default_rng(4)
+    targets = torch.arange(900) % 3
+    said = torch.where(torch.from_numpy(rng.random(900)) < 0.1, (targets + 1) % 3, targets)
+    again = torch.where(torch.from_numpy(rng.random(900)) < 0.03, (said + 2) % 3, said)
+    likeness = Metric("likeness", lambda y, t: y[:, 3])
+    pairs = {name: (np.zeros((900, 4), "float32") + at, targets.numpy()) for at, name in enumerate(SPLITS)}
+    job = Task.of("toy", **pairs, labels=("a", "b", "c"), metrics=(f1(1), likeness))
+    noise = torch.from_numpy(rng.normal(0, 0.1, 900)).float()
+    outputs = [
+        torch.cat([torch.eye(3)[answer], (shift + noise * size)[:, None]], 1)
+        for answer, shift, size in ((said, 0.5, 1.0), (again, 0.49, 0.5))
+    ]
+    own = {"accuracy": {"drop": margin}}.get(what, {"drop": 1.0, "bounds": (Bound(what, drop=margin),)})
+    goal = Goal(confidence=confidence, **own)
+    before, after = (graded(job, goal, output, job.select) for output in outputs)
+    found = {drop.what: drop for drop in held_against(job, goal, job.select, before, after)}[what]
+    return found, hold([found])[0].word
+
+
+@pytest.mark.parametrize("what", ["accuracy", "likeness", "F1 of 1"])
+def test_the_goals_confidence_makes_the_interval(what: str) -> None:
+    found = {confidence: words(confidence, margin=0.02, what=what)[0] for confidence in GOALS}
+    usual = found[0.95]
+    for confidence, drop in found.items():
+        assert (drop.confidence, drop.diff) == (confidence, usual.diff)
+        # All three are nearly normal here, so that a bound lies as many standard errors away as its quantile says.
+        times = pytest.approx(norm.ppf(confidence) / norm.ppf(0.95), rel=0.08)
+        assert (drop.diff - drop.low) / (usual.diff - usual.low) == times
+        assert (drop.high - drop.diff) / (usual.high - usual.diff) == times
+
+
+P, F, OPEN = "PASS", "FAIL", "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize(
+    ("what", "margins"),
+    [
+        ("accuracy", (0.053, 0.049, 0.028, 0.025)),
+        ("likeness", (0.0115, 0.0108, 0.0060, 0.0050)),
+        ("F1 of 1", (0.055, 0.050, 0.0225, 0.0185)),
+    ],
+)
+def test_the_goals_confidence_decides_the_word(what: str, margins: tuple[float, ...]) -> None:
+    """The same samples and margin: what is sure enough for one goal is open for another."""
+    found = [[words(confidence, margin=margin, what=what)[1] for confidence in GOALS] for margin in margins]
+    assert found == [[P, P, OPEN], [P, OPEN, OPEN], [F, OPEN, OPEN], [F, F, OPEN]]

@@ -6,6 +6,7 @@ import errno
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.nets import net
 from trimtab.core import Precision, Target
 from trimtab.errors import GoalError, RuntimeFailed
 from trimtab.graph.capture import capture
+from trimtab.measure.energy import Counter, Read
 from trimtab.measure.speed import Timing
 from trimtab.runtimes import RUNTIMES
 from trimtab.runtimes.base import exporting
@@ -130,6 +132,55 @@ def test_where_memory_counts_it_is_read_in_several_processes(tmp_path: Path) -> 
     found = next(m for m in measurements(own, files["one"], Target()) if m.quantity == "memory_bytes")
     assert (found.low, found.high, found.n) == (min(own.peaks), max(own.peaks), LEAST_STARTS)
     assert found.low <= found.value <= found.high
+
+
+NOTED = """
+import os
+import torch
+from trimtab.runtimes.eager import Eager
+load = Eager.load
+def noting(self, folder, **settings):
+    call = load(self, folder, **settings)
+    def noted(inputs):
+        with open(os.environ["NOTES"], "a") as notes:
+            print(len(inputs[0]), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"], file=notes)
+        return call(inputs)
+    return noted
+Eager.load = noting
+"""
+
+
+def test_what_is_timed_has_the_targets_batch_and_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The serving processes note each inference as they run it."""
+    graph, inputs = graph_and_inputs()
+    target = Target(batch_size=3, threads=2)
+    (tmp_path / "file").mkdir()
+    export_checked(graph, RUNTIMES["eager"], tmp_path / "file", precision="fp32", inputs=inputs, target=target)
+    (tmp_path / "sitecustomize.py").write_text(NOTED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    files = {"one": Exported("eager", "fp32", tmp_path / "file")}
+    own = race(files, inputs, target=target, rounds=1, minimise="memory_bytes")["one"]
+    *timed, answered = (tmp_path / "notes").read_text().splitlines()
+    assert len(timed) >= len(own.timing.samples_ms) + 10 * LEAST_STARTS
+    assert set(timed) == {"3 2 2"}, "samples, threads, threads of native pools"
+    assert answered == f"{len(inputs[0])} 2 2", "the answers are not what is timed"
+
+
+def test_a_race_counts_the_energy_of_the_targets_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, inputs = graph_and_inputs()
+    export_checked(graph, RUNTIMES["eager"], tmp_path, precision="fp32", inputs=inputs, target=Target())
+    devices: list[str] = []
+    readings = count()
+
+    def counting(device: str) -> Read:
+        devices.append(device)
+        return lambda: {"a": Counter(20_000_000 * next(readings))}
+
+    monkeypatch.setattr("trimtab.runtimes.evaluate.counting", counting)
+    own = race({"one": Exported("eager", "fp32", tmp_path)}, inputs, target=Target(), rounds=2, asked=())["one"]
+    assert devices == ["cpu"]
+    assert own.block_joules == (1.0,) * len(own.timing.block_medians), "20 J in each block of 20; no warm-up"
 
 
 def test_which_runtimes_may_be_used() -> None:

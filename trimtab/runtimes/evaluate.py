@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from trimtab.core import Measurement, Precision, Quantity, Ratio, Target
 from trimtab.errors import RuntimeMissing
-from trimtab.measure.energy import Metered, energy
+from trimtab.measure.energy import Metered, counting, energy
 from trimtab.measure.money import per_million
 from trimtab.measure.neighbours import others_cores, ticks
 from trimtab.measure.size import size_bytes
@@ -45,7 +45,7 @@ class Raced:
     """What a race showed of one contestant: its latencies, the memory its process held at most, and its answers.
 
     loaded_s: how long it took to load, beside the others. block_joules: of one inference in each block, where the
-    processor counts. others_cores: how many cores others kept busy meanwhile; None if the system does not tell.
+    device counts. others_cores: how many cores others kept busy meanwhile; None if the system does not tell.
     peaks: the most memory that each of some further processes held, where memory is what counts.
     """
 
@@ -105,7 +105,8 @@ def race(
         served = _serve_all(contestants, target, stack)
         for process in served.values():
             process.set_example(example)
-        timers = {name: Metered(process.time) for name, process in served.items()}
+        read = counting(target.device)
+        timers = {name: Metered(process.time, read) for name, process in served.items()}
         pids = [process.pid for process in served.values()]
         before = ticks(pids)
         timings = interleave(timers, rounds=rounds, report=report)
