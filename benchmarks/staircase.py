@@ -14,10 +14,10 @@ import argparse
 import datetime
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from models.crnn import CRNN
@@ -49,6 +49,7 @@ ROOT = Path(__file__).parents[1]
 RUNTIME, THREADS, ROUNDS, LENGTH = "onnxruntime", 1, 12, 64
 RATIOS = (0.25, 0.5, 0.75)
 AIM = 0.10
+K = TypeVar("K", bound=Hashable)
 Made = Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]
 MODELS: dict[str, Made] = {
     "Fashion-MNIST CNN": lambda: (FashionNet(), (torch.randn(2, 1, 28, 28),)),
@@ -108,7 +109,7 @@ def measured(name: str, times: Path) -> dict[str, Any]:
     return {"rows": rows, "seconds": time.perf_counter() - began, "shapes": len(kept) - known}
 
 
-def latencies(graphs: dict[float, GraphModule], inputs: tuple[Tensor, ...]) -> dict[float, tuple[float, float]]:
+def latencies(graphs: Mapping[K, GraphModule], inputs: tuple[Tensor, ...]) -> dict[K, tuple[float, float]]:
     """The least block median of each in ms, and the spread of its blocks, all timed in turn."""
     with tempfile.TemporaryDirectory() as folder:
         files = {}

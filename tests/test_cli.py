@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +26,7 @@ import trimtab as tt
 from trimtab import cli
 from trimtab.cli import EXIT_CODES, USER_ERROR, main
 from trimtab.compress.recipes import default_recipes
+from trimtab.core import Search
 from trimtab.files import locked, read_json, write_json
 from trimtab.runtimes import RUNTIMES
 from trimtab.search.clock import CLOCK_FILE
@@ -225,7 +230,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 
 def test_optimize_tells_of_progress_and_prints_the_table_and_where_everything_is(whole: Whole) -> None:
-    assert f"trial 1 of {len(default_recipes('latency_ms', linear=True))}: int8" in whole.said.err
+    assert f"trial 1 of {len(default_recipes('latency_ms', linear=True, residual=True))}: int8" in whole.said.err
     assert "best so far" in whole.said.err
     assert "Traceback" not in whole.said.err
     out = whole.said.out
@@ -343,6 +348,55 @@ def test_a_run_of_another_version_is_refused(whole: Whole, trimtab: Trimtab, tmp
     said = trimtab("optimize", "job.py:digits", *OPTIONS, "--run", "old")
     refused(said, f"trimtab: the folder has '0.0.1', this run has '{identity['trimtab']}'")
     assert said.err.count("the folder has") == 1
+
+
+# --- what the flags reach ------------------------------------------------------------------------------------------
+
+ADDRESS = "postgresql://me:secret@host/trials"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reached"),
+    [
+        ([], {}),
+        (["--storage", ADDRESS], {"storage": ADDRESS}),
+        (["--trials", "7"], {"trials": 7}),
+        (["--seed", "5"], {"seed": 5}),
+        (["--track", "tensorboard", "--track", "mlflow:logs"], {"track": ["tensorboard", "mlflow:logs"]}),
+    ],
+)
+def test_each_flag_of_the_search_reaches_it_and_the_others_stay_as_they_are(
+    flags: list[str], reached: dict[str, Any], trimtab: Trimtab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {}
+
+    @contextmanager
+    def tracked(run: Path, track: Sequence[str]) -> Iterator[None]:
+        found.update(run=run, track=list(track), under_way=True)
+        yield
+        found.update(under_way=False)
+
+    def optimize(*_: object, search: Search, run: Path, **__: object) -> SimpleNamespace:
+        assert found["under_way"], "what is tracked is the search"
+        assert found["run"] == run == Path("runs/small")
+        found.update(search=search)
+        return SimpleNamespace(evidence={}, verdict=SimpleNamespace(word="INCONCLUSIVE"))
+
+    monkeypatch.setattr("trimtab.pipeline.optimize", optimize)
+    monkeypatch.setattr("trimtab.track.require_trackers", lambda names: None)
+    monkeypatch.setattr("trimtab.track.tracked", tracked)
+    monkeypatch.setattr("trimtab.report.terminal.summary", lambda evidence, console: None)
+    said = trimtab("optimize", "job.py:small", *flags)
+    assert said.code == EXIT_CODES["INCONCLUSIVE"], said.err
+    wanted = {"storage": None, "trials": None, "seed": 0, "track": []} | reached
+    command = shlex.join(["trimtab", "optimize", "job.py:small", *(flag.replace("secret", "***") for flag in flags)])
+    search = {"command": command} | {name: value for name, value in wanted.items() if name != "track"}
+    assert found == {
+        "run": Path("runs/small"),
+        "under_way": False,
+        "track": wanted["track"],
+        "search": Search(**search),
+    }
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from torch import nn
 import trimtab as tt
 from tests import small
 from tests.machines import EAGER, FASTER, ByParameters, Machine, begun, digits, next_of
-from trimtab import attempt, explore
+from trimtab import attempt, explore, pipeline
 from trimtab.attempt import Job
 from trimtab.compress.build import Built
 from trimtab.compress.recipes import cheaper_first, default_picks, recipe_of, space_of
@@ -46,6 +47,8 @@ from trimtab.underway import Exploration, OutOfTime, Sampling
 
 GOAL = tt.Goal("size_bytes", keep=0.97)
 TARGET = tt.Target(runtimes=("onnxruntime",))  # whose processes start fast
+# What serves on a made-up machine, which has eager alone and lacks bf16.
+SERVED = dict.fromkeys(("fp32", "int8w", "int4w", "nf4w", "fp16"), ("eager",))
 FINISHED = "SELECT COUNT(*) FROM trials WHERE state IN ('COMPLETE', 'FAIL')"
 
 
@@ -76,7 +79,7 @@ def test_the_space_holds_what_comes_first_and_what_this_model_can_do() -> None:
     )
     left_out = {"blocks dropped", "int8 at run time", "weights in int8", "weights in nf4", "weights in fp16"}
     assert {skip.what for skip in space.skipped} == left_out
-    assert all(filled(space.slots, picks) for picks in default_picks("latency_ms", linear=False))
+    assert all(filled(space.slots, picks) for picks in default_picks("latency_ms", linear=False, residual=True))
     recipes = [recipe_of(picks) for picks in all_picks(space.slots)]
     assert len({str(recipe) for recipe in recipes}) > 500
     assert recipe_of({"channels cut": "0.5", "low rank": "0.7", "order": "low rank first"}).name.startswith("low rank")
@@ -118,6 +121,47 @@ def free_trial(runtime: str, num_bytes: float) -> Trial:
     drop = Drop(0.9, 0.9, 0.0, -0.01, 0.01, 0.02, 300, 0.95, "given")
     size = Measurement("size_bytes", num_bytes, "B", 1, num_bytes, num_bytes)
     return Trial(runtime, f"{runtime} fp32", "original", runtime, "fp32", drop, (size,), None, 1.0, "o", free=True)
+
+
+def told(folder: Path, capfd: pytest.CaptureFixture[str], **given: Any) -> list[str]:
+    """What a run on a made-up machine tells, line by line, without the times."""
+    model, task = small.make(width=64)
+    tt.optimize(model, task, target=EAGER, goal=FASTER, run=folder, **given)
+    return [line.partition("] ")[2] for line in capfd.readouterr().err.splitlines()]
+
+
+def test_the_space_is_printed_once_as_a_table_before_anything_is_tried_where_something_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Machine("one").put(monkeypatch)
+    listed = (tt.Recipe((tt.Prune(ratio=0.25),)),)
+    alone = told(tmp_path / "alone", capfd, recipes=listed)
+    assert "trial 1 of 1: prune .25" in alone
+    assert not [line for line in alone if line.startswith(("searching ", "decision "))]
+
+    monkeypatch.setattr(pipeline, "recipes_to_try", lambda *_: listed)
+    lines = told(tmp_path / "one", capfd, search=Search(trials=2))
+    trials = [at for at, line in enumerate(lines) if line.startswith("trial ")]
+    assert [lines[at] for at in trials[:1]] == ["trial 1 of 1: prune .25"]
+    assert len(trials) > 1, "it was sampled after the listed one"
+    (header,) = (at for at, line in enumerate(lines) if line.startswith("decision "))
+    left_out = lines.index("left alone:")
+    assert lines[header - 1].startswith("searching ")
+    assert lines[header - 1].endswith(f" candidates; the trials are kept in {local(tmp_path / 'one')}")
+    assert header < left_out < trials[0]
+
+    space = space_of(digits(), SERVED, minimise="latency_ms")
+    columns = [lines[header].index(word) for word in ("decision", "options", "when asked")]
+    found: list[list[str]] = []
+    for line in lines[header + 1 : left_out]:
+        cells = [line[start:end].strip() for start, end in pairwise([*columns, None])]
+        if cells[0]:
+            found.append(cells)
+        else:  # what was too wide goes on below
+            found[-1] = [" ".join(both).strip() for both in zip(found[-1], cells, strict=True)]
+    assert found == [[row["decision"], row["options"], row["asked"]] for row in space.rows()], "and nothing is cut off"
+    skips = [f"  {skip.what}: {skip.why}" for skip in space.skipped]
+    assert lines[left_out + 1 : left_out + 1 + len(skips)] == skips != []
 
 
 def test_what_no_allowed_runtime_serves_is_not_made(tmp_path: Path) -> None:
@@ -303,6 +347,21 @@ def test_what_recoveries_so_far_could_not_bring_back_is_not_trained(
     assert left == "recoveries of such losses left 90% of them or more"
     assert len(ended.rungs) == 1
     assert not [path.name for path in (own.under_way.job.held.folder / "built").iterdir() if "distill" in path.name]
+
+
+@pytest.mark.parametrize("left", [0.6, 0.9])
+def test_what_recovery_brings_back_goes_on_though_others_look_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: float
+) -> None:
+    Machine("one").put(monkeypatch)
+    own = begun(tmp_path / "run", [{"channels cut": "0.75", "epochs of recovery": "1"}])
+    monkeypatch.setattr(attempt, "SURE", 1.1)  # so that there is something to recover
+    monkeypatch.setattr(explore, "lost", lambda drops: 1.5)
+    monkeypatch.setattr(explore, "promoted", lambda reached, others: False)
+    monkeypatch.setattr(Sampling, "recoveries", lambda own: [(2.0, 2.0 * left)])
+    next_of(own)
+    trained = [path for path in (own.under_way.job.held.folder / "built").iterdir() if "distill" in path.name]
+    assert bool(trained) == (1.5 * left <= 1)
 
 
 @pytest.mark.parametrize(("loss", "goes_on"), [(0.9, True), (1.1, False)])

@@ -139,7 +139,7 @@ def test_another_activation_or_metric_of_the_same_name_is_another_run(run: Path)
     model, task = small.make()
     other = nn.Sequential(*(nn.GELU() if isinstance(part, nn.ReLU) else part for part in model))
     strict = dataclasses.replace(task, metric=dataclasses.replace(task.metric, per_sample=lambda y, t: 0.0 * t))
-    for changed, words in (((other, task), "model: the folder has"), ((model, strict), "functions of the task: ")):
+    for changed, words in (((other, task), "model: the folder has"), ((model, strict), "code of metric accuracy: ")):
         with pytest.raises(RunError, match=words):
             tt.optimize(*changed, target=small.TARGET, goal=small.GOAL, run=run, recipes=small.RECIPES, quiet=True)
 
@@ -212,17 +212,34 @@ def test_the_training_hands_its_squares_to_the_recipes_and_the_artifact_ships_wi
     assert not list((run / "artifact").rglob(FISHER_FILE))
 
 
+def kill_after(num: int, seconds: float, folder: Path) -> None:
+    """Run the job, or go on with it; kill it so long after `num` steps have ended."""
+    root = Path(tt.__file__).parent.parent
+    command = [sys.executable, "-m", "tests.small", str(folder)]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and num_ended(folder) < num:
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "it was alive, and died of this"
+    assert num_ended(folder) >= num
+
+
+def num_ended(folder: Path) -> int:
+    return len(ended(folder)) if (folder / "log.txt").exists() else 0
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_in_the_same_verdict(run: Path, tmp_path: Path) -> None:
     root = Path(tt.__file__).parent.parent
     folder = tmp_path / "killed"
     moments = random.Random(0)
-    command = [sys.executable, "-m", "tests.small", str(folder)]
-    for _ in range(3):
-        with subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            time.sleep(moments.uniform(5, 20))
-            process.send_signal(signal.SIGKILL)
-    subprocess.run(command, cwd=root, check=True)
+    trained, measured, chosen = (ended(run).index(name) for name in ("original", "free", "choice"))
+    # In the training, while the baselines are measured, and while recipes are tried; after each, more is to come than
+    # can end in the second that it may go on.
+    for low, high in ((trained, trained), (trained + 1, measured), (measured + 1, chosen - 3)):
+        kill_after(moments.randint(low, high), moments.uniform(0.0, 1.0), folder)
+    subprocess.run([sys.executable, "-m", "tests.small", str(folder)], cwd=root, check=True)
     repeated = [name for name, count in Counter(ended(folder)).items() if count > 1]
     assert not repeated, f"made again after it had ended: {repeated}"
     assert tt.load(folder / "artifact").artifact.verdict.word == tt.load(run / "artifact").artifact.verdict.word

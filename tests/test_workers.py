@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,11 +18,13 @@ from tests.machines import EAGER, FASTER, Machine, begun, next_of
 from trimtab import prove
 from trimtab.compress.recipes import recipe_of
 from trimtab.core import Artifact, Search, Trial
+from trimtab.errors import RunError
 from trimtab.explore import _adopt as adopt
 from trimtab.graph.cost import num_parameters
 from trimtab.report.terminal import Progress
 from trimtab.search.sampler import Proposal, Result, Sampler, filled
 from trimtab.search.space import choose, cost
+from trimtab.tasks.resolve import resolve
 from trimtab.underway import BITS_GAIN, Sampling
 
 CUT = "channels cut"
@@ -108,6 +115,91 @@ def test_what_had_nothing_to_recover_is_made_here_without_training_too(tmp_path:
     assert chosen(found).recipe == "prune .5 as measured"
     assert adopted(own, other).recipe == "prune .5 as measured"
     assert not [path.name for path in (tmp_path / "other" / "built").iterdir() if "distill" in path.name]
+
+
+JUDGED = """
+import dataclasses
+from pathlib import Path
+
+from tests import small
+from trimtab.core import Metric
+
+HERE = Path(__file__).parent
+FOLDER, KNOWN = str(HERE / "data"), frozenset({{"a", "b", "c"}})
+
+
+def right(outputs, targets):
+    assert FOLDER and KNOWN and __file__
+    return (outputs.argmax(1) == targets).float() * {scale}
+
+
+def low(inputs, targets):
+    return targets < {limit}
+
+
+def make():
+    model, task = small.make(width=64)
+    metric = Metric("score", right)
+    return model, dataclasses.replace(task, metric=metric, slices={{"low": low}})
+"""
+PRINTED = """
+import json, sys
+import trimtab as tt
+from trimtab.graph.capture import capture
+from trimtab.pipeline import _identity
+from trimtab.tasks.resolve import resolve
+
+model, task = resolve(sys.argv[1])
+graph = capture(model, task.select.batch(slice(0, 2)).inputs)
+print(json.dumps(_identity(model, str(graph.graph), task, tt.Target(), tt.Goal())[0]))
+"""
+
+
+def judged(folder: Path, *, scale: float = 1.0, limit: int = 5) -> str:
+    """The name of a task in a file of its own, whose score and slice are so."""
+    folder.mkdir(exist_ok=True)
+    (folder / "job.py").write_text(JUDGED.format(scale=scale, limit=limit))
+    return f"{folder / 'job.py'}:make"
+
+
+def test_what_a_search_is_of_is_the_same_in_another_process_and_folder(tmp_path: Path) -> None:
+    root = Path(tt.__file__).parent.parent
+    found = []
+    for seed in ("1", "2"):  # of the order in sets
+        command = [sys.executable, "-c", PRINTED, judged(tmp_path / f"of {seed}")]
+        said = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": seed}, cwd=root
+        ).stdout
+        found.append(json.loads(said))
+    assert found[0] == found[1]
+    assert {"code of metric score", "code of slice low", "code of the loss"} <= set(found[0])
+    assert not [value for value in found[0].values() if str(tmp_path) in str(value)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "part"), [({"scale": 0.5}, "code of metric score"), ({"limit": 6}, "code of slice low")]
+)
+def test_a_metric_or_slice_of_the_same_name_and_other_code_is_refused_by_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], part: str
+) -> None:
+    Machine("one").put(monkeypatch)
+    search = Search(storage=f"sqlite:///{tmp_path}/shared.db", trials=1)
+
+    def run(name: str, **settings: Any) -> Artifact:
+        model, task = resolve(judged(tmp_path / "job", **settings))
+        folder = tmp_path / name
+        return tt.optimize(model, task, target=EAGER, goal=FASTER, run=folder, quiet=True, search=search)
+
+    with monkeypatch.context() as patched:  # as soon as it has begun
+        patched.setattr(Progress, "trial", killed)
+        for name in ("one", "other"):
+            with pytest.raises(Killed):
+                run(name)
+        with pytest.raises(RunError, match="holds a search of something else") as refused:
+            run("third", **changed)
+    assert not (tmp_path / "third").exists(), "it is refused before any work"
+    differing = [line.strip() for line in str(refused.value).splitlines() if ": it has " in line]
+    assert [line.partition(": ")[0] for line in differing] == [part]
 
 
 class Killed(Exception):

@@ -1,17 +1,18 @@
 """The search itself: the recipes that come first, then what the sampler proposes, until the budget is spent.
 
 A proposal is a recipe, the runtime that serves it and the precision. One that is foreseen to be slower is not tried.
-One that learns goes up rungs: what it is without recovery, after a short one, in full; only those within the bound or
-among the best third at a rung go on, if recoveries so far leave them a chance (`search/halving.py`). Everything is
-committed as it ends, here and in the storage.
+One that learns goes up rungs: what it is without recovery, after a short one, in full; only those go on that are within
+the bound, among the best third at a rung, or of a loss that recovery brings back, if recoveries so far leave them a
+chance (`search/halving.py`). Everything is committed as it ends, here and in the storage.
 """
 
 from __future__ import annotations
 
-import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from textwrap import wrap
 from typing import Any
 
 from trimtab.attempt import Job, Tried, failed, screened, serving, worthwhile
@@ -24,6 +25,7 @@ from trimtab.compress.recipes import (
     settled,
     space_of,
 )
+from trimtab.compress.tables import WIDEST, table
 from trimtab.core import Recipe, Search, Skip, Trial
 from trimtab.errors import GoalError, PlanError, RunError, TaskError
 from trimtab.forecast import Forecast, Served, allowed_seconds, staircase_file
@@ -31,7 +33,7 @@ from trimtab.measure.verdict import chance_of_all
 from trimtab.runtimes.trial import Bench
 from trimtab.search.clock import Clock
 from trimtab.search.ending import lost
-from trimtab.search.halving import ETA, may_be_left, promoted
+from trimtab.search.halving import ETA, beyond_recovery, comes_back, promoted
 from trimtab.search.sampler import (
     BESIDE,
     BY_FORECAST,
@@ -41,6 +43,7 @@ from trimtab.search.sampler import (
     all_picks,
     local,
     missing,
+    require_same_search,
     require_storage,
     shown,
 )
@@ -76,6 +79,16 @@ def require_search(search: Search, recipes: tuple[Recipe, ...] | None) -> None:
         require_storage(search.storage)
 
 
+def require_shared(asked: Asked) -> None:
+    """Refuse a storage of another search, before any work.
+
+    Raises:
+        RunError: it holds one, or cannot be reached.
+    """
+    if asked.search.storage:
+        require_same_search(asked.search.storage, asked.identity)
+
+
 def explore(
     job: Job, bench: Bench, original: Built, free: list[Trial], listed: Sequence[Recipe], asked: Asked
 ) -> list[Tried]:
@@ -87,13 +100,16 @@ def explore(
         RunError: the storage cannot be reached, or is of another search.
     """
     own = Exploration(job, bench, original, free, Clock(job.held.folder, job.goal.minutes)).watched()
+    space = _space(own) if _goes_on(own, asked) and not missing() else None
+    if space and not job.held.has(CHOICE):
+        _tell_space(job, space, _url(own, asked))
     if asked.search.storage is None:
         _listed(own, listed[: asked.search.trials], settle=asked.samples)
-    if asked.samples and (asked.search.storage or job.held.has("worker") or _time_left(own, asked)):
+    if _goes_on(own, asked):
         if why := missing():
             own.ended["search"] = Tried(Recipe(), skipped=(Skip("a search beyond the first recipes", why),))
         else:
-            _sampled(own, asked)
+            _sampled(own, asked, space or _space(own))
     if not own.trials():
         _nearest_miss(own)
     return list(own.ended.values())
@@ -120,6 +136,12 @@ def _settled(under_way: Exploration, recipe: Recipe) -> Skip | None:
             chance = chance_of_all(tried.screen, num_verify=len(under_way.job.task.verify))
             known.append(Known(picks, chance, any(map(surely_gains, tried.trials))))
     return None
+
+
+def _goes_on(under_way: Exploration, asked: Asked) -> bool:
+    """Whether anything is sampled beyond the listed recipes, or was before this process began."""
+    began = asked.search.storage or under_way.job.held.has("worker")
+    return asked.samples and bool(began or _time_left(under_way, asked))
 
 
 def _time_left(under_way: Exploration, asked: Asked) -> bool:
@@ -152,18 +174,24 @@ def _listed(under_way: Exploration, recipes: Sequence[Recipe], *, settle: bool) 
         under_way.clock.commit()
 
 
-def _sampled(under_way: Exploration, asked: Asked) -> None:
+def _space(under_way: Exploration) -> Space:
+    job = under_way.job
+    return space_of(under_way.original.graph, serving(job, under_way.free), minimise=job.goal.minimise)
+
+
+def _url(under_way: Exploration, asked: Asked) -> str:
+    return asked.search.storage or local(under_way.job.held.folder)
+
+
+def _sampled(under_way: Exploration, asked: Asked, space: Space) -> None:
     """Go on with the sampler, in the run's own storage or in one that is shared."""
     job, search = under_way.job, asked.search
-    space = space_of(under_way.original.graph, serving(job, under_way.free), minimise=job.goal.minimise)
     worker = job.held.once("worker", lambda: uuid.uuid4().hex, str)
-    url = search.storage or local(job.held.folder)
-    first, alone = under_way.first, search.storage is None
+    url, first, alone = _url(under_way, asked), under_way.first, search.storage is None
     sampler = Sampler(url, asked.identity, space.slots, first, seed=search.seed, worker=worker, alone=alone)
     own = Sampling(under_way, sampler, space, _forecast(under_way, search), worker)
     _replay(own)
     if not job.held.has(CHOICE):
-        _tell_space(job, space, url)
         _propose(own, search)
     if search.storage:
         _adopt(own)
@@ -332,9 +360,10 @@ def _stopped(own: Sampling, proposal: Proposal, recipe: Recipe, rungs: list[tupl
         others = [result.rungs[rung] for _, result in own.sampler.ended() if len(result.rungs) > rung]
         rungs.append(reached)
         loses = f"{cheaper.name} loses {reached[1]:.2g} times what is allowed on select"
-        if (left := may_be_left(reached[1], own.recoveries())) * reached[1] > 1:
-            return f"{loses}, and recoveries of such losses left {math.sqrt(left):.0%} of them or more"
-        if reached[1] > 1 and not promoted(reached, others):
+        recoveries = own.recoveries()
+        if why := beyond_recovery(reached[1], recoveries):
+            return f"{loses}, and {why}"
+        if reached[1] > 1 and not comes_back(reached[1], recoveries) and not promoted(reached, others):
             return (
                 f"{loses} at a predicted cost of {reached[0]:.2f}: not among the best third of the {len(others) + 1} "
                 "that came so far"
@@ -343,10 +372,17 @@ def _stopped(own: Sampling, proposal: Proposal, recipe: Recipe, rungs: list[tupl
 
 
 def _tell_space(job: Job, space: Space, url: str) -> None:
+    """The space as a table, before the first candidate: each decision, its options and when it is asked."""
     lines = [f"searching {len(all_picks(space.slots)):,} candidates; the trials are kept in {shown(url)}"]
-    lines += [f"  {row['decision']}: {row['options']} (asked {row['asked']})" for row in space.rows()]
-    lines += [f"  left out, {skip.what}: {skip.why}" for skip in space.skipped]
-    job.show.note("\n".join(lines))
+    job.show.note("\n".join([*lines, table(list(_space_rows(space)), space.skipped)]))
+
+
+def _space_rows(space: Space) -> Iterator[dict[str, str]]:
+    """Rows of `table`; what is too wide for a column goes on in the next row."""
+    for row in space.rows():
+        columns = {"decision": row["decision"], "options": row["options"], "when asked": row["asked"]}
+        for cells in zip_longest(*(wrap(text, WIDEST) for text in columns.values()), fillvalue=""):
+            yield dict(zip(columns, cells, strict=True))
 
 
 def _adopt(own: Sampling) -> None:

@@ -6,6 +6,7 @@ Every step that has ended is kept in the run's folder; the same call goes on fro
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from trimtab.attempt import Job, Shrunk, bench_of, free_baselines, pinned, prepa
 from trimtab.compress.build import key
 from trimtab.compress.recipes import recipes_to_try
 from trimtab.core import Artifact, Goal, Method, Recipe, Search, Target, Task, Trial
-from trimtab.explore import Asked, explore, require_search
+from trimtab.explore import Asked, explore, require_search, require_shared
 from trimtab.files import read_array, write_array, write_atomic
 from trimtab.graph.capture import capture
 from trimtab.prove import REPORT_FILE, name_finalists, prove, ship
@@ -31,7 +32,7 @@ from trimtab.runtimes.evaluate import usable
 from trimtab.search.study import CHOICE, study
 from trimtab.tasks.bounds import check_bounds
 from trimtab.tasks.check import check, check_model, fingerprint, fingerprint_weights
-from trimtab.tasks.code import fingerprint_code
+from trimtab.tasks.code import fingerprint_of, fingerprints_of_code
 
 
 def optimize(
@@ -75,7 +76,7 @@ def optimize(
     folder = Path(run) if run else Path("runs") / task.name
     shared, own = _identity(model, str(graph.graph), task, target, goal)
     own |= {"recipes": [key(recipe) for recipe in tried], "seed": search.seed}
-    asked = Asked(search, shared, samples=recipes is None)
+    require_shared(asked := Asked(search, shared, samples=recipes is None))
     budget = {"minutes": goal.minutes, "trials": search.trials}
     with study(folder, shared | own, until=budget) as held, Progress(quiet=quiet) as show:
         if not held.has("artifact"):
@@ -101,9 +102,11 @@ def _identity(
         "model": fingerprint_weights(model, values=task.fit is None, graph=graph),
         "target": cattrs.unstructure(replace(target, price_per_hour=None, watts=None)),
         "goal": cattrs.unstructure(replace(goal, minutes=None)),
+        "python": ".".join(platform.python_version_tuple()[:2]),  # another one compiles the same source otherwise
+        **fingerprints_of_code(task),
     }
     stated = {"price_per_hour": target.price_per_hour, "watts": target.watts}
-    return shared, {**stated, "functions of the task": fingerprint_code(task)}
+    return shared, {**stated, "code of show": fingerprint_of(task.show)}
 
 
 def prune(

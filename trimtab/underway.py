@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtab.attempt import HOPELESS, Job, Tried, attempt, built_graph
 from trimtab.compress.build import Built, key
-from trimtab.compress.recipes import FLOATS, NONE, RECOVERY, Space, default_picks, mostly_linear, recipe_of
+from trimtab.compress.recipes import FLOATS, NONE, RECOVERY, Space, first_picks, recipe_of
 from trimtab.core import Recipe, Trial
 from trimtab.forecast import Forecast, Served, served_in_floats
 from trimtab.report.words import metric
@@ -42,7 +42,7 @@ class Exploration:
     @cached_property
     def first(self) -> tuple[dict[str, str], ...]:
         """The picks that come first, unless recipes were given."""
-        return default_picks(self.job.goal.minimise, linear=mostly_linear(self.original.graph))
+        return first_picks(self.original.graph, self.job.goal.minimise)
 
     def trials(self) -> list[Trial]:
         """Of everything that has ended."""

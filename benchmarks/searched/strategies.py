@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from searched.cells import Cells, Ground
+from searched.table import ALONE
 from trimtab.attempt import Job, attempt, screened, serving
 from trimtab.compress.recipes import FLOATS, NONE, STRUCTURE, Space, recipe_of, recipes_to_try, space_of
 from trimtab.core import Search
@@ -56,7 +57,7 @@ def families(found: Space) -> dict[str, list[Picks]]:
         changed = [slot for slot in alone if picks.get(slot, NONE) not in (NONE, FLOATS)]
         if len(changed) == 1:
             alone[changed[0]].append(picks)
-    return {f"{name} alone": own for name, own in alone.items() if own}
+    return {f"{name}{ALONE}": own for name, own in alone.items() if own}
 
 
 def ours(ground: Ground, name: str, *, seed: int, trials: int) -> Cells:

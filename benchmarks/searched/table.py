@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from kept import Part, Row
 
-OURS, GRID, RANDOM = "ours", "grid", "random"
+OURS, GRID, RANDOM, ALONE = "ours", "grid", "random", " alone"
 AIM = 0.25
 
 
@@ -82,11 +82,8 @@ def _aim(name: str, whole: Row, own: Sequence[Row]) -> str:
     held = sum(step is not None and step["evaluations"] <= limit for step in hits)
     word = "holds" if held == len(own) else "does not hold" if not held else f"holds for {held} of {len(own)} seeds"
     if any(hits):
-        needed, took = (
-            ", ".join("not reached" if step is None else f"{step[what]:.0f}" for step in hits)
-            for what in ("evaluations", "seconds")
-        )
-        told = f"by seed: {needed} evaluations; {took} seconds, of the grid's {whole['seconds']:.0f}"
+        came = ("never" if one is None else f"at {one['evaluations']} ({one['seconds']:.0f} s)" for one in hits)
+        told = f"has it, by seed, {', '.join(came)}; the grid took {whole['seconds']:.0f} s"
     else:
         told = f"ended at {ends}"
     return (
@@ -107,6 +104,20 @@ def foreseen(rows: Sequence[Row]) -> list[str]:
         f"search corrects by what it measures, is {100 * median(errors):.0f} %, {near} are within 10 %, the largest is "
         f"{100 * errors[-1]:.0f} %."
     ]
+
+
+def less_run(rows: Sequence[Row], names: Iterable[str]) -> list[str]:
+    """Which of the strategies were not run, and which with fewer seeds than others; nothing if all were alike.
+
+    Families that a model has no candidates of are not told.
+    """
+    seeds = {name: len(own) for name, own in by_strategy(rows).items()}
+    missing = [name for name in names if name not in seeds and not name.endswith(ALONE)]
+    fewer = [f"{name} ({count})" for name, count in seeds.items() if count < max(seeds.values())]
+    told = [f"Not run here: {', '.join(missing)}."] if missing else []
+    if fewer:
+        told.append(f"Run with fewer seeds than the {max(seeds.values())} of others: {', '.join(fewer)}.")
+    return [f"- {' '.join(told)}"] if told else []
 
 
 def quarter(whole: Row) -> int:
@@ -178,7 +189,7 @@ def page(found: dict[str, list[Row]], bounds: Mapping[str, str], results: str) -
         "measured candidates dominate, as a share of all that could be gained within the bound.",
     ]
     for title, rows in found.items():
-        lines += ["", f"**{title}**, {bounds[title]}", "", *aim(rows), *foreseen(rows)]
+        lines += ["", f"**{title}**, {bounds[title]}", "", *aim(rows), *foreseen(rows), *less_run(rows, names)]
     told = f"Every strategy, and how it was measured: [{results}](../../benchmarks/results/{results})."
     return [*lines, "", f"{told} Made by `scripts/bench search_cost`."]
 

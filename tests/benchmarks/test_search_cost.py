@@ -73,7 +73,7 @@ def test_report_says_whether_the_aim_is_met() -> None:
         "- Grid: 0.500 after 40 evaluations, should be reached in at most a quarter of them (10): this holds for 1 of 2"
         in text
     )
-    assert "Ours by seed: 8, 20 evaluations; 30, 30 seconds, of the grid's 200." in text
+    assert "Ours has it, by seed, at 8 (30 s), at 20 (30 s); the grid took 200 s." in text
     assert "| ours | 2 | 14 (8 ... 20) | 30 | 0.550 | 0.475 (0.400 ... 0.550) | 14 (8 ... 20) |" in text
     assert "After 10 evaluations, as shares of 0.500: ours 95 (80 ... 110) %, grid 20 %." in text
     assert "Not run: MobileNetV2." in text
@@ -88,6 +88,19 @@ def test_report_says_whether_the_aim_is_met() -> None:
     assert nothing[0] == "- Grid: nothing within the bound in 9 evaluations. Ours ended at 0.550."
     assert "this does not hold" in "\n".join(table.report({"MiniLM": table.Part("now", [whole, slow])}, BOUNDS))
     assert "The aim is not decided" in "\n".join(table.report({"MiniLM": table.Part("now", [whole])}, BOUNDS))
+
+
+def test_the_page_says_what_was_not_run_or_less_often() -> None:
+    whole, own, cut = (
+        rows("grid", (9, 1.0, 0.5)),
+        rows("ours", (9, 1.0, 0.4)),
+        rows("channels cut alone", (9, 1.0, 0.4)),
+    )
+    text = "\n".join(table.page({"MiniLM": [whole, own, own], "MobileNetV2": [own, cut]}, BOUNDS, "results.md"))
+    assert "- Run with fewer seeds than the 2 of others: grid (1)." in text
+    assert "- Not run here: grid." in text, "families that a model does not have are not told"
+    assert "Ours has it" not in text
+    assert not table.less_run([whole, own], ["grid", "ours"])
 
 
 def test_what_was_foreseen_of_floats_is_read_from_the_storage_and_told(tmp_path: Path) -> None:

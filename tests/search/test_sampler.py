@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,18 @@ from trimtab.errors import RunError
 
 pytest.importorskip("optuna")
 
-from trimtab.search.sampler import SAME, Proposal, Result, Sampler, all_picks, filled, local, shown
+from trimtab.search.sampler import (
+    SAME,
+    STORAGE_FILE,
+    Proposal,
+    Result,
+    Sampler,
+    all_picks,
+    filled,
+    local,
+    require_storage,
+    shown,
+)
 
 SLOTS = (
     Slot("cut", ("-", "1", "2", "3"), ordered=True),
@@ -194,6 +209,85 @@ def test_a_storage_that_cannot_be_reached_is_refused_without_its_password(url: s
         Sampler(url, {}, SLOTS, FIRST, seed=0, worker="a", alone=False)
     assert "same command" in str(refused.value)
     assert "word" not in str(refused.value).replace("password", "")
+
+
+@contextmanager
+def gone_after(num: int) -> Iterator[list[str]]:
+    """No database takes more than `num` statements and commits from here on. Yields what was sent."""
+    import sqlalchemy
+
+    sent: list[str] = []
+
+    def count(statement: str) -> None:
+        sent.append(statement)
+        if len(sent) > num:
+            raise sqlalchemy.exc.OperationalError(statement, {}, Exception("server closed the connection"))
+
+    def on_statement(connection, cursor, statement, parameters, context, executemany) -> None:
+        count(statement)
+
+    def on_commit(connection) -> None:
+        count("COMMIT")
+
+    hooks = [("before_cursor_execute", on_statement), ("commit", on_commit)]
+    for name, hook in hooks:
+        sqlalchemy.event.listen(sqlalchemy.engine.Engine, name, hook)
+    try:
+        yield sent
+    finally:
+        for name, hook in hooks:
+            sqlalchemy.event.remove(sqlalchemy.engine.Engine, name, hook)
+
+
+def through(one: Sampler) -> None:
+    """Try all of the space; of what is cut, the same in integers becomes known beside it."""
+    while proposal := one.ask():
+        one.tell(proposal, Result(costs(proposal.picks), {"gain": 2.0}, rungs=((1.0, 2.0),)))
+        if proposal.picks == {"cut": "1", "numbers": "floats"}:
+            beside = proposal.picks | {"numbers": "int8"}
+            one.learn(beside, Result(costs(beside)))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_database_that_goes_away_at_any_statement_ends_it_and_the_same_search_goes_on(
+    tmp_path: Path, alone: bool
+) -> None:
+    slots = (Slot("cut", ("-", "1"), ordered=True), Slot("numbers", ("floats", "int8")))
+    settings = {"slots": slots, "first": [{"cut": "1"}], "alone": alone}
+    new, everything = tmp_path / STORAGE_FILE, sorted(map(str, all_picks(slots)))
+    sampler(tmp_path, **settings)
+    shutil.copy(new, tmp_path / "copy")
+    undisturbed = sampler(tmp_path, **settings)
+    with gone_after(10**6) as whole:
+        through(undisturbed)
+    for share in (0.07, 0.21, 0.34, 0.52, 0.68, 0.81, 0.99):
+        shutil.copy(tmp_path / "copy", new)
+        own = sampler(tmp_path, **settings)
+        lost = pytest.raises(RunError, match=r"cannot be used: .*server closed the connection")
+        with gone_after(int(share * len(whole))), lost as refused:
+            through(own)
+        told = "Check the address, that the database runs.* same command again.* kept in the run's folder"
+        assert re.search(told, str(refused.value))
+        resumed = sampler(tmp_path, **settings)
+        before = resumed.ended()
+        through(resumed)
+        found = resumed.ended()
+        assert [one for one in found if one in before] == before
+        assert sorted(str(one.picks) for one, _ in found) == everything, "all of the space, once each"
+        assert all(result.costs == pytest.approx(costs(one.picks)) for one, result in found), "nothing half-written"
+
+
+def test_an_address_of_postgresql_that_names_no_driver_means_the_one_at_hand(monkeypatch) -> None:
+    pytest.importorskip("psycopg", reason="no driver: pip install 'psycopg[binary]'")
+    import optuna
+
+    asked: list[str] = []
+    monkeypatch.setattr(optuna.storages, "RDBStorage", lambda url, **_: asked.append(url))
+    addresses = ["postgresql://me:word@host/trials", "postgres://host/trials", "postgresql+other://host/trials"]
+    for address in (*addresses, "sqlite:////a/b.db"):
+        require_storage(address)
+    assert asked[:2] == ["postgresql+psycopg://me:word@host/trials", "postgresql+psycopg://host/trials"]
+    assert asked[2:] == ["postgresql+other://host/trials", "sqlite:////a/b.db"]
 
 
 def test_picks_are_filled_up_or_refused() -> None:

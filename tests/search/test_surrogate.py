@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from statistics import median
 
 import numpy as np
@@ -145,6 +146,56 @@ def test_likelihood_prefers_the_length_that_the_values_were_drawn_with() -> None
         drawn[length] = errors
     assert max(drawn[LENGTHS[0]]) < 0.5
     assert max(drawn[LENGTHS[-1]]) < 0.2
+
+
+TWO = (
+    Slot("cut", ("-", "half")),
+    Slot("numbers", ("floats", "int8")),
+    Slot("epochs", tuple("01234"), ordered=True),
+)
+
+
+def kind(picks: dict[str, str]) -> tuple[bool, bool]:
+    return picks["cut"] == "half", picks["numbers"] == "int8"
+
+
+def additive(picks: Sequence[dict[str, str]], values: Sequence[float], asked: Sequence[dict[str, str]]) -> np.ndarray:
+    """What a least-squares model foresees in which every option adds its own share."""
+    terms = [[*kind(one), int(one["epochs"]), 1] for one in picks]
+    shares, *_ = np.linalg.lstsq(np.array(terms, float), np.array(values), rcond=None)
+    return np.array([[*kind(one), int(one["epochs"]), 1] for one in asked], float) @ shares
+
+
+@pytest.mark.parametrize(("alone", "together"), [(0.6, 1.4), (1.3, 0.5)])
+def test_two_options_that_do_not_go_together_or_go_together_alone_are_learned(alone: float, together: float) -> None:
+    """Each alone is good and both are bad, or the reverse; by the sum or the product of their gains both are wrong."""
+    level = {(False, False): 1.0, (True, False): alone, (False, True): alone + 0.02, (True, True): together}
+
+    def value(picks: dict[str, str]) -> float:
+        return level[kind(picks)] * (1 - 0.03 * int(picks["epochs"]))
+
+    everything = all_picks(TWO)
+    known = [picks for picks in everything if picks["epochs"] in "024"]
+    asked = [picks for picks in everything if picks["epochs"] in "13"]
+    logs = [float(np.log(value(picks))) for picks in known]
+    right = [sorted(range(4), key=lambda at: value(part[at])) for part in of_each_epoch(asked)]
+    for seed in range(8):
+        mean, _ = predicted(encoded(TWO, known), np.array(logs), encoded(TWO, asked), rng=random.Random(seed))
+        assert ranked(asked, mean) == right
+    assert all(ours != theirs for ours, theirs in zip(ranked(asked, additive(known, logs, asked)), right, strict=True))
+    seen = [Seen(picks, value(picks), value(picks) / 2) for picks in known]
+    best = min(level, key=lambda pair: level[pair])
+    assert {kind(most_promising(TWO, seen, asked, seed=f"{seed}")) for seed in range(8)} == {best}
+
+
+def of_each_epoch(picks: Sequence[dict[str, str]]) -> list[list[dict[str, str]]]:
+    return [[one for one in picks if one["epochs"] == epochs] for epochs in sorted({one["epochs"] for one in picks})]
+
+
+def ranked(asked: Sequence[dict[str, str]], values: np.ndarray) -> list[list[int]]:
+    """The four kinds by what is foreseen of each, for every number of epochs."""
+    found = [[values[asked.index(one)] for one in part] for part in of_each_epoch(asked)]
+    return [sorted(range(4), key=part.__getitem__) for part in found]
 
 
 def test_options_without_order_are_equally_far_and_what_is_not_asked_is_apart() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests import small
 from trimtab.core import Metric
-from trimtab.tasks.code import fingerprint_code, told_by
+from trimtab.tasks.code import fingerprints_of_code, told_by
 from trimtab.tasks.metrics import f1
 
 ROOM = """
@@ -73,7 +73,16 @@ def test_a_task_is_told_by_its_metric_and_not_by_its_data() -> None:
     _, task = small.make(width=8)
     own = dataclasses.replace(task, metric=Metric("accuracy", lambda y, t: (y.argmax(1) == t).float(), binary=True))
     other = dataclasses.replace(task, metric=Metric("accuracy", lambda y, t: (y.argmax(1) != t).float(), binary=True))
-    found = [fingerprint_code(one) for one in (own, other, dataclasses.replace(task, metric=f1(3)))]
-    found.append(fingerprint_code(dataclasses.replace(task, metric=f1(4))))
-    assert len(set(found)) == 4
-    assert fingerprint_code(own) == fingerprint_code(dataclasses.replace(own, train=task.select))
+    others = [other, *(dataclasses.replace(task, metric=f1(positive)) for positive in (3, 4))]
+    told = [fingerprints_of_code(one) for one in (own, *others)]
+    assert len({tuple(one.items()) for one in told}) == 4
+    assert [name for name in told[0] if told[0][name] != told[1].get(name)] == ["code of metric accuracy"]
+    assert told[0] == fingerprints_of_code(dataclasses.replace(own, train=task.select))
+
+
+def test_of_a_file_in_another_folder_the_code_is_the_same() -> None:
+    def reader(path: str) -> Callable[[], str]:
+        return lambda: path
+
+    assert told_by(reader("/home/one/data.csv")) == told_by(reader("/srv/other/data.csv"))
+    assert told_by(reader("/home/one/data.csv")) != told_by(reader("/home/one/more.csv"))

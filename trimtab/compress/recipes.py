@@ -30,8 +30,8 @@ from trimtab.measure.verdict import LIKELY, SURE
 
 NONE = "-"
 CUTS = (NONE, "0.125", "0.25", "0.375", "0.5", "0.625", "0.75")
-# The cuts of the first recipes, gentle to bold, and how each is spread.
-FIRST_CUTS = (("0.25", "measured"), ("0.5", "measured"), ("0.75", "uniform"))
+# The cuts of the first recipes, gentle to bold.
+FIRST_CUTS = ("0.25", "0.5", "0.75")
 RANKS = (NONE, "0.7", "0.5", "0.35")
 BLOCKS = (NONE, "1", "2")
 EPOCHS = (NONE, "1", "2", "4")
@@ -105,18 +105,19 @@ def _briefly(options: tuple[str, ...]) -> str:
     return ", ".join(options) if len(options) < 3 else f"{options[0]} ... {options[-1]}"
 
 
-def default_recipes(minimise: str, *, linear: bool) -> tuple[Recipe, ...]:
+def default_recipes(minimise: str, *, linear: bool, residual: bool) -> tuple[Recipe, ...]:
     """The recipes that come first for what is minimised: those in few bits, those without training, gentle cuts first.
 
-    Channels go by "obs", which re-solves the layers that read them (docs/benchmarks/prune_quality.md), from where the
-    outputs move least: that spares residual streams; on plain chains of layers it hardly matters. The boldest cut is
-    even, as it leaves the fewest narrow layers. Most of them are left out by what others showed (`settled`).
+    Channels go by "obs", which re-solves the layers that read them (docs/benchmarks/prune_quality.md): where there is a
+    residual stream, from where the outputs move least, which spares it; from a chain of layers evenly, which hardly
+    loses more there and is faster (docs/decisions/0017). Most recipes are left out by what others showed (`settled`).
     Integers are what makes models faster, of linear layers also with ranges that are found at run time; where bytes
     count, weights alone lose less in as few bits, or have fewer.
 
-    linear: whether most of the model is linear layers, as `mostly_linear` tells.
+    linear: whether most of the model is linear layers, as `mostly_linear` tells. residual: whether it has residual
+    blocks.
     """
-    return tuple(recipe_of(picks) for picks in default_picks(minimise, linear=linear))
+    return tuple(recipe_of(picks) for picks in default_picks(minimise, linear=linear, residual=residual))
 
 
 def recipes_to_try(asked: tuple[Recipe, ...] | None, graph: GraphModule, minimise: str) -> tuple[Recipe, ...]:
@@ -127,17 +128,23 @@ def recipes_to_try(asked: tuple[Recipe, ...] | None, graph: GraphModule, minimis
     """
     for recipe in asked or ():
         refuse_order(recipe)
-    return default_recipes(minimise, linear=mostly_linear(graph)) if asked is None else asked
+    return tuple(map(recipe_of, first_picks(graph, minimise))) if asked is None else asked
 
 
-def default_picks(minimise: str, *, linear: bool) -> tuple[dict[str, str], ...]:
-    """The same as picks of the space."""
+def first_picks(graph: GraphModule, minimise: str) -> tuple[dict[str, str], ...]:
+    """The default recipes for this graph and what is minimised, as picks of the space."""
+    return default_picks(minimise, linear=mostly_linear(graph), residual=bool(blocks(graph)[0]))
+
+
+def default_picks(minimise: str, *, linear: bool, residual: bool) -> tuple[dict[str, str], ...]:
+    """`default_recipes` as picks of the space."""
     alone, with_cuts = ("int8", AT_RUN_TIME) if linear else ("int8",), ("int8", FLOATS)
+    spread = "measured" if residual else "uniform"
     if minimise == SIZE:
         alone, with_cuts = (SMALL, SMALLEST), (SMALLEST, SMALL)
     stems = [
-        {"channels cut": ratio, "allocation": allocation, RECOVERY: epochs, "numbers": numbers}
-        for numbers, epochs, (ratio, allocation) in product(with_cuts, (NONE, "2"), FIRST_CUTS)
+        {"channels cut": cut, "allocation": spread, RECOVERY: epochs, "numbers": numbers}
+        for numbers, epochs, cut in product(with_cuts, (NONE, "2"), FIRST_CUTS)
     ]
     return (*({"numbers": numbers} for numbers in alone), *stems)
 
@@ -155,30 +162,34 @@ def settled(picks: Mapping[str, str], known: Sequence[Known]) -> str | None:
     """Why one of the first recipes is left out by what others of them showed; None if it is to be tried.
 
     Either one that takes no less away keeps the quality for sure, and gains (integers stand for floats where they
-    alone gain, too); or one that takes no more away, and trains no less, is not likely to keep it; or its numbers alone
-    gain nothing.
+    alone gain, too); or one that takes no more away, and trains no less, is not likely to keep it (8 bits take nothing
+    away where they alone keep it for sure); or its numbers alone gain nothing.
     """
     integers_gain = any(one.gains for one in known if set(one.picks) == {"numbers"})
+    alone = {one.picks["numbers"]: one.chance for one in known if set(one.picks) == {"numbers"}}
+    free = (FLOATS, *(numbers for numbers, chance in alone.items() if chance >= SURE and numbers != SMALLEST))
     for other in known:
         name = recipe_of(other.picks).name
         comparable = integers_gain or other.picks["numbers"] == picks["numbers"]
         if comparable and other.gains and other.chance >= SURE and _no_less_taken(other.picks, picks):
             return f"{name} takes no less away, gains, and keeps the quality with a chance of {other.chance:.2f}"
-        if other.chance < LIKELY and _no_less_taken(picks, other.picks) and _trained(other.picks) >= _trained(picks):
+        no_more = _no_less_taken(picks, other.picks, free)
+        if other.chance < LIKELY and no_more and _trained(other.picks) >= _trained(picks):
             return f"{name} takes no more away, and keeps the quality with a chance of {other.chance:.2f} only"
         if other.picks == {"numbers": picks["numbers"]} and other.chance >= LIKELY and not other.gains:
             return f"{name} alone gains nothing for sure"
     return None
 
 
-def _no_less_taken(more: Mapping[str, str], less: Mapping[str, str]) -> bool:
+def _no_less_taken(more: Mapping[str, str], less: Mapping[str, str], free: Sequence[str] = (FLOATS,)) -> bool:
     """Whether the first takes as much away as the second, or more, both in channels and in bits.
 
     Numbers of two kinds in fewer bits lose in different ways: only weights in 4 bits surely take more than in 8.
+    free: the numbers that take nothing away.
     """
     cuts = [CUTS.index(picks.get("channels cut", NONE)) for picks in (more, less)]
     numbers = more["numbers"], less["numbers"]
-    fewer_bits = numbers[1] in (FLOATS, numbers[0]) or numbers == (SMALLEST, SMALL)
+    fewer_bits = numbers[1] in (*free, numbers[0]) or numbers == (SMALLEST, SMALL)
     return cuts[0] >= cuts[1] and fewer_bits
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
 Point = tuple[float, float]
 ETA = 3
+LEAST_LEFT = 0.1  # of a loss by a recovery, where little is known: the least that was seen is 18 %
 ALIKE = 4  # losses that recovery may bring back alike differ by so many times at most
 
 
@@ -46,19 +48,40 @@ def promoted(own: Point, others: Sequence[Point], *, eta: int = ETA) -> bool:
     return better < math.ceil(len(everyone) / eta)
 
 
-def may_be_left(loss: float, recoveries: Sequence[tuple[float, float]]) -> float:
-    """The share of a loss that recovery may leave, if as good as the best so far twice over; 0 where little is known.
+def beyond_recovery(loss: float, recoveries: Sequence[tuple[float, float]]) -> str | None:
+    """Why a loss is more than training could recover; None if it is not, or may not be.
+
+    What may be left of it is what the best recovery so far left, squared, as if it were as good twice over. Where fewer
+    than two are known, it is a guess below all that was seen (docs/decisions/0015).
 
     Args:
         loss: as a share of what is allowed.
         recoveries: of each the loss before and after. Those count that began beyond what is allowed, and not much
-            nearer to it than `loss`, as of a larger loss a larger share comes back; one alone says nothing.
+            nearer to it than `loss`, as of a larger loss a larger share comes back.
 
-    >>> may_be_left(9.0, [(10.0, 5.0), (4.0, 3.6), (0.5, 0.6)]), may_be_left(9.0, [(10.0, 9.0), (2.0, 1.8)])
-    (0.25, 0.0)
+    >>> beyond_recovery(9.0, [(10.0, 5.0), (4.0, 3.6), (0.5, 0.6)]), beyond_recovery(9.0, [(2.0, 1.8)])
+    ('recoveries of such losses left 50% of them or more', None)
     """
-    shares = [after / before for before, after in recoveries if before > max(1.0, loss / ALIKE)]
-    return min(1.0, min(shares)) ** 2 if len(shares) > 1 else 0.0
+    shares = _shares(loss, recoveries)
+    if len(shares) < 2:
+        return f"recovery hardly ever leaves less than {LEAST_LEFT:.0%} of a loss" if loss * LEAST_LEFT > 1 else None
+    least = min(1.0, min(shares))
+    return f"recoveries of such losses left {least:.0%} of them or more" if loss * least**2 > 1 else None
+
+
+def comes_back(loss: float, recoveries: Sequence[tuple[float, float]]) -> bool:
+    """Whether recovery brings a loss within what is allowed, if it does as well as the middle one of such losses did.
+
+    >>> comes_back(1.2, [(1.1, 0.8), (9.0, 4.5)]), comes_back(2.0, [(1.1, 0.8)]), comes_back(1.2, [])
+    (True, False, False)
+    """
+    shares = _shares(loss, recoveries)
+    return bool(shares) and loss * median(shares) <= 1
+
+
+def _shares(loss: float, recoveries: Sequence[tuple[float, float]]) -> list[float]:
+    """What recoveries left of losses beyond what is allowed that were not much nearer to it than `loss`."""
+    return [after / before for before, after in recoveries if before > max(1.0, loss / ALIKE)]
 
 
 def hypervolume(points: Sequence[Point], worst: Point) -> float:

@@ -25,7 +25,7 @@ from trimtab.search.surrogate import Seen, most_promising
 
 STORAGE_FILE = "trials.db"
 STUDY = "trimtab"
-IDENTITY, READY, WORKER = "identity", "ready", "worker"
+IDENTITY, SPACE, READY, WORKER = "identity", "space", "ready", "worker"
 BESIDE = "beside"  # of what became known beside a proposal
 SAME = "same as"  # of what was proposed again: the number of the one before
 BY_FORECAST = "foreseen"  # of what was left out by a forecast: only its cost is known, if that
@@ -93,7 +93,7 @@ class Sampler:
 
         self._url, self._slots, self._seed, self._worker, self._alone = url, tuple(slots), seed, worker, alone
         self._all = all_picks(self._slots)
-        wanted = json.loads(json.dumps({**identity, "space": [[slot.name, *slot.options] for slot in slots]}))
+        wanted = _plain({**identity, SPACE: [[slot.name, *slot.options] for slot in slots]})
         with _reached(self._url):
             self._study, new = _opened(url)
             self._study.sampler = optuna.samplers.RandomSampler(seed=seed)  # of a trial that two processes asked for
@@ -292,6 +292,24 @@ def require_storage(url: str) -> None:
         _storage(url)
 
 
+def require_same_search(url: str, identity: Mapping[str, Any]) -> None:
+    """Refuse a storage that holds a search of something else, as far as that is known before there is a space.
+
+    Raises:
+        RunError: it does, or cannot be reached.
+    """
+    with _reached(url):
+        studies = [one for one in _storage(url).get_all_studies() if one.study_name == STUDY]
+    for study in studies:
+        if held := study.user_attrs.get(IDENTITY):
+            _require_same(shown(url), {name: held[name] for name in held if name != SPACE}, _plain(identity))
+
+
+def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(identity))  # type: ignore[no-any-return]
+
+
 @contextmanager
 def _reached(url: str) -> Iterator[None]:
     import optuna
@@ -304,8 +322,7 @@ def _reached(url: str) -> Iterator[None]:
         raise RunError(
             f"The storage {shown(url)} cannot be used: {reason}. Check the address, that the database runs "
             "and takes connections from here, and that its driver is installed (PostgreSQL: pip install "
-            "'psycopg[binary]', with an address that begins with postgresql+psycopg://). Then give the same "
-            "command again: what had ended is kept."
+            "'psycopg[binary]'). Then give the same command again: what had ended is kept in the run's folder."
         ) from error
 
 
@@ -330,7 +347,10 @@ def _storage(url: str) -> Any:
     import sqlalchemy.exc
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it reports every trial otherwise, as we do
-    options = {"connect_args": {"timeout": SQLITE_S}} if url.startswith("sqlite") else {}
+    options: dict[str, Any] = {"pool_pre_ping": True}  # a server that was restarted meanwhile is connected to anew
+    if url.startswith("sqlite"):
+        options["connect_args"] = {"timeout": SQLITE_S}
+    url = _with_driver(url)
     for _ in range(TABLES_TRIES):
         try:
             return optuna.storages.RDBStorage(url, engine_kwargs=options)
@@ -341,6 +361,13 @@ def _storage(url: str) -> Any:
                 raise
         time.sleep(1)
     return optuna.storages.RDBStorage(url, engine_kwargs=options)
+
+
+def _with_driver(url: str) -> str:
+    """An address of PostgreSQL that names no driver, with the one that the project installs, if it is there."""
+    scheme, separator, rest = url.partition("://")
+    plain = scheme in ("postgresql", "postgres") and importlib.util.find_spec("psycopg")
+    return f"postgresql+psycopg{separator}{rest}" if plain else url
 
 
 def _require_same(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -8,34 +8,41 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
-from trimtab.core import Metric, Task
+from trimtab.core import Task
 
 PLAIN = (str, bytes, int, float, complex, bool, type(None))
 DEEPEST = 6
 
 
-def fingerprint_code(task: Task) -> str:
-    """SHA-256, in hex, of loss, metrics, aggregates, slices, augmentation and show, as code."""
-    metrics: tuple[Metric, ...] = (task.metric, *task.metrics)
-    functions: list[Any] = [task.loss, task.augment, task.weigh, task.show, *task.slices.values()]
-    functions += [function for metric in metrics for function in (metric.per_sample, metric.aggregate)]
-    told = [*(f"{metric.binary} {metric.limits}" for metric in metrics), *(told_by(one) for one in functions)]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+def fingerprints_of_code(task: Task) -> dict[str, str]:
+    """What a task judges and trains by -> SHA-256, in hex, of its code: the same wherever the source is the same."""
+    parts: dict[str, Any] = {"the loss": task.loss, "augment": task.augment, "weigh": task.weigh}
+    parts |= {f"slice {name}": slice_of for name, slice_of in task.slices.items()}
+    for metric in (task.metric, *task.metrics):
+        parts[f"metric {metric.name}"] = (metric.per_sample, metric.aggregate, metric.binary, metric.limits)
+    return {f"code of {name}": fingerprint_of(part) for name, part in parts.items()}
+
+
+def fingerprint_of(value: Any) -> str:
+    """SHA-256, in hex, of what tells `value` from others."""
+    return hashlib.sha256(told_by(value).encode()).hexdigest()
 
 
 def told_by(value: Any, module: str = "", depth: int = 0) -> str:
     """What tells `value` from others, without an address in memory. Of what may change meanwhile, the type alone.
 
+    Of an absolute path, such as that of the code's own file, the last name counts: it lies elsewhere on other machines.
     module: functions of this one are looked into; of others the name tells.
 
     >>> told_by(lambda y: y + 1) == told_by(lambda y: y + 1), told_by(lambda y: y + 1) == told_by(lambda y: y + 2)
     (True, False)
     """
     if isinstance(value, PLAIN):
-        return repr(value)
+        return repr(Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value)
     if isinstance(value, FunctionType) and depth < DEEPEST and value.__module__ == (module or value.__module__):
         return _of_function(value, depth)
     inside: tuple[Any, ...] = ()
