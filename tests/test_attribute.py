@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ import trimtab as tt
 from tests import small
 from trimtab.attribute import attribution, timeline
 from trimtab.compress.build import Stage
+from trimtab.compress.dynamic import Dynamic
+from trimtab.compress.factorize import Factorize
+from trimtab.compress.qat import QAT
 from trimtab.core import Tools
 from trimtab.runtimes import RUNTIMES
 from trimtab.runtimes.evaluate import Exported
@@ -54,6 +59,58 @@ def test_each_step_is_attributed_to_its_layers(tmp_path: Path) -> None:
     assert sum(found["coverage"]["running"].values()) == 2
     assert {one["layer"] for one in found["sensitivity"]} == {"linear", "linear_1"}
     assert found["sensitivity"][0]["error"] >= found["sensitivity"][1]["error"] > 0
+
+
+def chain() -> tuple[nn.Module, tt.Task]:
+    """Linear layers of which the last sums over 8 numbers alone."""
+    _, task = small.make()
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 10)), task
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "how", "kept"),
+    [
+        (tt.Quantize(samples=64), "int8", "calibrated", None),
+        (QAT(epochs=1, lr=1e-3, start=tt.Quantize(samples=64)), "int8", "trained", None),
+        (Dynamic(), "int8d", "at run time", "its sums have fewer than 16 terms"),
+    ],
+)
+def test_each_kind_of_integers_has_its_map(
+    method: Any, precision: Any, how: str, kept: str | None, tmp_path: Path
+) -> None:
+    model, task = chain()
+    graph = tt.capture(model, task.select.batch(slice(0, 2)).inputs)
+    stage, integer = staged(method, graph, task)
+    RUNTIMES["onnxruntime"].export(integer, tmp_path, precision=precision, batch_size=1, threads=1)
+    file = Exported("onnxruntime", precision, tmp_path)
+    found = attribution(tt.Recipe((method,)), (stage,), file, task, lambda _: graph)
+
+    layers = [(one["layer"], one["state"], one["why"]) for one in found["coverage"]["layers"]]
+    last = ("linear_2", "float", kept) if kept else ("linear_2", "int8", "")
+    assert layers == [("linear", "int8", ""), ("linear_1", "int8", ""), last]
+    assert found["coverage"]["how"] == how
+    assert sum(found["coverage"]["running"].values()) == (2 if kept else 3), "the runtime says so too"
+    rows = [(one["step"], one["layer"]) for one in found["layers"]]
+    assert rows == [(method.name, layer) for layer, state, _ in layers if state == "int8"]
+    assert all(re.fullmatch("weights in [78] bits", one["what"]) for one in found["layers"])
+    measured = {one["layer"] for one in found["sensitivity"]}
+    assert measured == (set() if kept else {"linear", "linear_1", "linear_2"}), "ranges at run time tell nothing before"
+
+
+def test_low_rank_tells_what_it_did_to_each_layer() -> None:
+    model, task = chain()
+    graph = tt.capture(model, task.select.batch(slice(0, 2)).inputs)
+    method = Factorize(ranks=(("0.weight", 8),))
+    stage, _ = staged(method, graph, task)
+    file = Exported("eager", "fp32", Path())
+    found = attribution(tt.Recipe((method,)), (stage,), file, task, lambda _: graph)
+    (row,) = found["layers"]
+    values = torch.linalg.svdvals(model[0].weight.detach()).square()  # type: ignore[index]
+    assert (row["step"], row["layer"], row["what"]) == (method.name, "0", "rank 32 to 8")
+    assert row["macs_freed"] == 64 * 32 - 8 * (64 + 32)
+    assert row["lost"] == pytest.approx(float(values[8:].sum() / values.sum()), rel=1e-4)
+    assert (found["coverage"], found["sensitivity"]) == (None, [])
 
 
 def test_without_integers_there_is_no_coverage_and_no_sensitivity() -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 import trimtab as tt
 from tests import small
+from tests.machines import Machine
 from trimtab import recheck
 from trimtab.artifact import evidence_of, load, load_artifact, load_bundle
 from trimtab.cli import main
@@ -23,6 +25,7 @@ from trimtab.files import read_json, sha256, write_json
 from trimtab.measure.machine import stamp
 from trimtab.recheck import Recheck, verify
 from trimtab.report.compare import differences
+from trimtab.runtimes.evaluate import Raced
 
 ROUNDS = 6
 SPEC = "tests.small:make"
@@ -179,6 +182,66 @@ def test_on_another_machine_times_are_not_compared_and_gains_are(run: Path, tmp_
     answers = {claim.what: claim.answer for claim in found.claims}
     assert answers["size: better than the best free baseline"] == "holds"
     assert answers["size: by as much"] == "does not hold"
+
+
+HERE = "here"
+NAMES = ("latency: better than the best free baseline", "latency: by as much", "the verdict", "latency p50")
+
+
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run for latency, on a machine that takes a millisecond for a kilobyte."""
+    model, task = small.make(width=64)
+    folder = tmp_path_factory.mktemp("timed") / "digits"
+    with pytest.MonkeyPatch.context() as patched:
+        Machine(HERE).put(patched)
+        goal = tt.Goal("latency_ms", keep=0.9)
+        recipes = small.RECIPES[:1]
+        made = tt.optimize(model, task, target=small.TARGET, goal=goal, run=folder, recipes=recipes, quiet=True)
+    assert made.verdict.word == "PASS"
+    assert 2 < made.verdict.gain.value < 4
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("machine", "answers"),
+    [
+        (Machine(HERE), "holds, holds, holds, holds"),
+        (Machine(HERE, ms=2), "holds, holds, holds, does not hold"),  # the ratio is the same, and the time is not
+        (Machine(HERE, ms=0.5), "holds, holds, holds, holds"),
+        (Machine(HERE, slower={"int8": 1.05}), "holds, holds, holds, holds"),  # as much, to within a tenth
+        (Machine(HERE, slower={"int8": 1.5}), "holds, does not hold, holds, does not hold"),
+        (Machine(HERE, slower={"int8": 4}), "does not hold, does not hold, does not hold, does not hold"),
+        (Machine("Another", ms=3), "holds, holds, holds, none"),
+        (Machine("Another", slower={"int8": 4}), "does not hold, does not hold, does not hold, none"),
+    ],
+)
+def test_each_claim_of_speed_holds_here_or_not(
+    machine: Machine, answers: str, timed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = evidence_of(timed)["machine"] | ({} if machine.name == HERE else {"cpu": machine.name})
+    monkeypatch.setattr(recheck, "race", machine.race)
+    monkeypatch.setattr(recheck, "stamp", lambda: here)
+    found = verify(timed, small.make()[1], rounds=ROUNDS, quiet=True)
+    told = {claim.what: claim.answer for claim in found.claims}
+    assert ", ".join(told.pop(name, "none") for name in NAMES) == answers
+    assert set(told.values()) == {"holds"}, "the samples, the quality and the size are what they were"
+    assert found.answer == ("does not hold" if "does not hold" in answers else "holds")
+
+
+def test_on_a_busy_machine_what_is_slower_stays_open(timed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(HERE, ms=2, slower={"int8": 1.5})
+
+    def busy(*args: Any, **named: Any) -> dict[str, Raced]:
+        return {name: replace(one, others_cores=0.5) for name, one in machine.race(*args, **named).items()}
+
+    monkeypatch.setattr(recheck, "race", busy)
+    monkeypatch.setattr(recheck, "stamp", lambda: evidence_of(timed)["machine"])
+    found = verify(timed, small.make()[1], rounds=ROUNDS, quiet=True)
+    told = {claim.what: claim.answer for claim in found.claims}
+    assert [told[name] for name in NAMES] == ["holds", "open", "holds", "open"]
+    assert found.answer == "open"
+    assert "verify again when it is quiet" in found.notes[-1]
 
 
 def test_what_this_machine_cannot_run_leaves_claims_open_or_is_refused(

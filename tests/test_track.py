@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +20,9 @@ from trimtab.cli import main
 from trimtab.errors import RunError
 from trimtab.files import read_json, write_json
 from trimtab.teach.train import train
-from trimtab.track import Follower, require_trackers, tracked, tracked_training
+from trimtab.track import TRACKERS, Follower, require_trackers, tracked, tracked_training
+
+ROOT = Path(__file__).parents[1]
 
 
 class Recorder:
@@ -93,8 +97,10 @@ def test_what_is_not_installed_or_not_known_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
-    with pytest.raises(RunError, match=r"mlflow is not installed.*pip install mlflow"), tracked(tmp_path, ["mlflow"]):
-        raise AssertionError("no work is done")
+    for name in TRACKERS:
+        told = rf'{name} is not installed.*pip install "trimtab\[{name}\]"'
+        with pytest.raises(RunError, match=told), tracked(tmp_path, [name]):
+            raise AssertionError("no work is done")
     with pytest.raises(RunError, match="no tracker 'wandb'; give tensorboard or mlflow"):
         require_trackers(["wandb:here"])
     run = tmp_path / "run"
@@ -102,8 +108,16 @@ def test_what_is_not_installed_or_not_known_is_refused_before_any_work(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 3
-    assert "pip install mlflow" in capsys.readouterr().err
+    assert 'pip install "trimtab[mlflow]"' in " ".join(capsys.readouterr().err.split())
     assert not run.exists()
+
+
+def test_what_is_told_to_be_installed_is_what_these_tests_use() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in TRACKERS:
+        (package,) = extras[name]
+        assert package in extras["dev"], "what is told is what is tested, and no other package of that name"
+        assert re.search(rf"(?m)^{package}==", (ROOT / "constraints.txt").read_text())
 
 
 def ended_run(folder: Path) -> Path:
@@ -132,7 +146,7 @@ def test_tensorboard_reads_what_was_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="pip install mlflow")
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="pip install mlflow-skinny")
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_reads_what_was_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking import MlflowClient
@@ -204,7 +218,7 @@ def test_tensorboard_reads_a_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="pip install mlflow")
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="pip install mlflow-skinny")
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_reads_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking import MlflowClient

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -19,7 +21,7 @@ from tests.report import sample
 from tests.report.test_browser import CHROMIUM, DRIVER, browser  # noqa: F401 - a fixture
 from trimtab.errors import RunError
 from trimtab.files import write_json
-from trimtab.watch import live_evidence, serving, state_token, watch
+from trimtab.watch import HOST, live_evidence, serving, state_token, watch
 
 
 def begin(run: Path) -> None:
@@ -108,6 +110,20 @@ def test_the_state_is_sent_once_and_only_to_this_machine(tmp_path: Path) -> None
         for path, headers, code in (("etc/passwd", {}, 404), ("", {"Host": "evil.example"}, 403)):
             with pytest.raises(urllib.error.HTTPError, match=str(code)):
                 get(address + path, **headers)
+
+
+def test_it_listens_to_this_machine_alone(tmp_path: Path) -> None:
+    begin(tmp_path)
+    with serving(tmp_path, port=0) as server:
+        bound = server.socket.getsockname()[0]
+        assert ipaddress.ip_address(bound).is_loopback, bound
+        assert server.server_address[0] == HOST
+    with served(tmp_path) as address, contextlib.ExitStack() as stack:
+        port = int(address.rpartition(":")[2].strip("/"))
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        # Who listens to all addresses, of which 127.0.0.2 is one, has the port there too; so it is free for others.
+        other = stack.enter_context(socket.socket())
+        other.bind(("127.0.0.2", port))
 
 
 def test_what_cannot_be_watched_is_told(tmp_path: Path) -> None:

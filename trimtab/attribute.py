@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,20 @@ import cattrs
 from torch.fx import GraphModule
 
 from trimtab.compress.build import Stage
+from trimtab.compress.dynamic import Dynamic
 from trimtab.compress.equalize import equalized
+from trimtab.compress.packing import PackPlan
+from trimtab.compress.qat import QAT
 from trimtab.compress.quantize import Quantize, QuantizePlan
 from trimtab.compress.sensitivity import NUM_PROBED, sensitivities
-from trimtab.core import Recipe, Skip, Task
+from trimtab.core import Recipe, Task
 from trimtab.errors import RuntimeFailed
 from trimtab.graph.fold import fold_batchnorm
 from trimtab.runtimes.coverage import READERS, coverage
 from trimtab.runtimes.evaluate import Exported
 
 LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:ended )?(\S+)")
+INTEGERS_OF = re.compile(r"^int8d? of ")
 KINDS = {
     "original": "training and capture",
     "files": "exporting",
@@ -55,13 +59,19 @@ def attribution(
         "sensitivity": [],
     }
     for place, (method, stage) in enumerate(zip(recipe.methods, stages, strict=True)):
-        if isinstance(method, Quantize):
-            plan = cattrs.structure(stage.plan, QuantizePlan)
+        if isinstance(method, Quantize | QAT):
+            trained = isinstance(method, QAT)
+            plan = cattrs.structure(stage.plan["start"] if trained else stage.plan, QuantizePlan)
             graph = equalized(fold_batchnorm(graph_before(place)), plan.factors)
-            found["coverage"] = _coverage(graph, plan, stage.skipped, file)
+            planned = {weight.layer for weight in plan.weights}
+            found["coverage"] = _coverage(graph, planned, stage, file, how="trained" if trained else "calibrated")
             data = task.select.batch(slice(0, NUM_PROBED))
             probed = sensitivities(graph, plan.activations, plan.weights, plan.biases, data)
             found["sensitivity"] = cattrs.unstructure(probed)
+        elif isinstance(method, Dynamic):  # its ranges are unknown before it runs, so nothing is known of sensitivities
+            planned = {weight.layer for weight in cattrs.structure(stage.plan, PackPlan).weights}
+            graph = fold_batchnorm(graph_before(place))
+            found["coverage"] = _coverage(graph, planned, stage, file, how="at run time")
     return found
 
 
@@ -73,7 +83,11 @@ def _rows(stage: Stage) -> list[dict[str, Any]]:
         rows.append(_row(stage, cut["group"], what, cut["macs_freed"], cut["ms_freed"], cut["importance_lost"]))
     for one in stage.plan.get("dropped", ()):
         rows.append(_row(stage, one["block"]["name"], "dropped", one["macs_freed"], None, one["change"]))
-    for weight in stage.plan.get("weights", ()):
+    for one in stage.plan.get("factors", ()):
+        if "full_rank" in one:  # else it is what a channel is scaled by
+            what, freed = f"rank {one['full_rank']} to {one['rank']}", one["macs_before"] - one["macs_after"]
+            rows.append(_row(stage, one["weight"].removesuffix(".weight"), what, freed, None, 1 - one["energy"]))
+    for weight in stage.plan.get("start", stage.plan).get("weights", ()):
         if isinstance(weight, dict) and "bits" in weight:
             rows.append(_row(stage, weight["layer"], f"weights in {weight['bits']} bits"))
     return rows
@@ -85,10 +99,14 @@ def _row(
     return {"step": stage.method, "layer": layer, "what": what, "macs_freed": macs, "ms_freed": ms, "lost": lost}
 
 
-def _coverage(graph: GraphModule, plan: QuantizePlan, skipped: Sequence[Skip], file: Exported) -> dict[str, Any]:
-    """Every layer in graph order: on integers, kept in floating point by the plan with the reason."""
-    planned = {weight.layer for weight in plan.weights}
-    why = {skip.what.removeprefix("int8 of "): skip.why for skip in skipped}
+def _coverage(
+    graph: GraphModule, planned: Collection[str], stage: Stage, file: Exported, *, how: str
+) -> dict[str, Any]:
+    """Every layer in graph order: on integers, kept in floating point by the plan with the reason.
+
+    how: the ranges of activations were found: "calibrated", "trained" or "at run time".
+    """
+    why = {INTEGERS_OF.sub("", skip.what): skip.why for skip in stage.skipped}
     order = [node.name for node in graph.graph.nodes if node.name in planned or node.name in why]
     layers = [
         {"layer": name, "state": "int8" if name in planned else "float", "why": why.get(name, "")} for name in order
@@ -100,7 +118,7 @@ def _coverage(graph: GraphModule, plan: QuantizePlan, skipped: Sequence[Skip], f
             running, floating = dict(told.running), dict(told.floating)
         except RuntimeFailed:  # it does not tell; what was planned is shown alone
             pass
-    return {"runtime": file.runtime, "layers": layers, "running": running, "floating": floating}
+    return {"runtime": file.runtime, "how": how, "layers": layers, "running": running, "floating": floating}
 
 
 def timeline(log: Path) -> list[dict[str, Any]]:

@@ -141,7 +141,7 @@ def require_trackers(names: Sequence[str]) -> None:
         if kind not in TRACKERS:
             raise RunError(f"There is no tracker {kind!r}; give {' or '.join(TRACKERS)}, or KIND:WHERE.")
         if importlib.util.find_spec(kind) is None:
-            raise RunError(f"{kind} is not installed, which --track {name} needs. Run: pip install {kind}")
+            raise RunError(f'{kind} is not installed, which --track {name} needs. Run: pip install "trimtab[{kind}]"')
 
 
 @contextmanager

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 import trimtab as tt
 from tests import small
 from trimtab.compress.recipes import default_recipes
-from trimtab.core import Skip
+from trimtab.compress.sharing import ShareBlocks
+from trimtab.core import Skip, Tools
 from trimtab.diagnose import examine as examine_module
 from trimtab.diagnose.examine import Examination, examine, hopeless
-from trimtab.diagnose.families import Family
+from trimtab.diagnose.families import BY_HAND, Family
 from trimtab.graph.capture import capture
+from trimtab.measure.size import size_bytes
 from trimtab.report.examined import examined, reasons
+from trimtab.runtimes import RUNTIMES
 from trimtab.train.further import further, samples_tried
 
 
@@ -60,7 +63,7 @@ def test_what_finding_rates_takes_is_part_of_the_time_for_training(monkeypatch: 
     model, task = digits()
     epochs = [
         method.epochs
-        for recipe in default_recipes("latency_ms", linear=True)
+        for recipe in default_recipes("latency_ms", linear=True, residual=True)
         for method in recipe.methods
         if hasattr(method, "epochs")
     ]
@@ -183,8 +186,83 @@ def test_a_goal_that_nothing_reaches_is_told_and_one_that_something_does_is_not(
     target = tt.Target(runtimes=("eager",))
     told = hopeless(graph, batch, target, tt.Goal("latency_ms"))
     assert len(told) == 1
-    assert "no family of methods is predicted to gain more than" in told[0]
+    assert "no family of methods that the search tries is predicted to gain more than" in told[0]
+    assert "by hand" not in told[0], "nothing that the search does not try is faster"
     wide = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
     graph = capture(wide.eval(), (torch.randn(2, 64),))
     assert hopeless(graph, (torch.randn(2, 64),), target, tt.Goal("size_bytes")) == ()
     assert hopeless(graph, (torch.randn(2, 64),), target, tt.Goal("memory_bytes")) == ()
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x * self.weight)
+
+
+def test_a_goal_that_only_what_is_asked_for_by_hand_reaches_names_that_method(tmp_path: Path) -> None:
+    module = nn.Sequential(Scaled(), Scaled())
+    batch = (torch.randn(2, 64, 64),)
+    graph = capture(module.eval(), batch)
+    (told,) = hopeless(graph, batch, small.TARGET, tt.Goal("size_bytes"))
+    assert "no family of methods that the search tries is predicted to gain more than 1.00x in size_bytes" in told
+    assert "share blocks might, up to 2.00x: ask for it by hand: recipes=(tt.Recipe((ShareBlocks(num=1),)),)" in told
+    plan = ShareBlocks(num=1).plan(graph)  # and what is named does it, in the file that the goal is about
+    shared = ShareBlocks(num=1).apply(graph, plan, Tools())
+    sizes = []
+    for name, one in (("before", graph), ("after", shared)):
+        (tmp_path / name).mkdir()
+        RUNTIMES["onnxruntime"].export(one, tmp_path / name, precision="fp32", batch_size=1, threads=1)
+        sizes.append(size_bytes(tmp_path / name))
+    assert sizes[0] / sizes[1] == pytest.approx(2, rel=0.1)
+
+
+def test_what_the_search_tries_is_not_made_up_for_by_what_it_does_not() -> None:
+    goal = tt.Goal("size_bytes")
+    palette = Family("palette", ("linear",), size=(4.0, 8.0), unsearched=BY_HAND["palette"])
+    prune = Family("prune", ("0",), size=(1.0, 1.02))
+    (told,) = examine_module._unmet((palette, prune), goal)
+    assert "more than 1.02x in size_bytes" in told
+    assert "palette might, up to 8.00x: ask for it by hand: Palette(), then tt.save(..., coded=True)" in told
+    left_out = Family("weights in 4 bits", ("linear",), size=(1.0, 7.0), unsearched="no runtime at hand has int4w")
+    assert "weights in 4 bits" not in examine_module._unmet((left_out, prune), goal)[0], "nothing asks for it by hand"
+    assert examine_module._unmet((palette, replace(prune, size=(1.0, 1.2))), goal) == ()
+
+
+class Decomposed(nn.Module):
+    """Ends in an operation that ONNX has no form of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 100)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.svdvals(self.first(x).reshape(-1, 10, 10))
+
+
+@pytest.mark.parametrize(("runtimes", "problems"), [(("onnxruntime",), 1), (("eager", "onnxruntime", "openvino"), 0)])
+def test_a_runtime_that_does_not_take_the_model_is_told_with_the_operation(
+    runtimes: tuple[str, ...], problems: int
+) -> None:
+    _, task = digits()
+    found = examine(Decomposed(), task, target=tt.Target(runtimes=runtimes))
+    assert {one.runtime: one.takes for one in found.runtimes} == {name: name == "eager" for name in runtimes}
+    for one in found.runtimes:
+        assert ("aten._linalg_svd" in one.why) == (one.takes is False), one
+    assert found.problems == ("none of the allowed runtimes takes the model",) * problems
+    console = Console(width=400, record=True, file=io.StringIO())
+    examined(found, console=console)
+    line = next(line for line in console.export_text().splitlines() if line.startswith("onnxruntime"))
+    assert line.split()[1] == "no"
+    assert "aten._linalg_svd" in line
+
+
+def test_the_terminal_says_what_the_search_leaves_out(seen: Examination) -> None:
+    console = Console(width=400, record=True, file=io.StringIO())
+    examined(seen, console=console)
+    lines = {line[:12].strip(): line for line in console.export_text().splitlines()}
+    assert "not tried by the search: ask for it by hand: Palette()" in lines["palette"]
+    assert "not tried by the search" not in lines["prune"]

@@ -19,6 +19,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.report import sample
+from tests.report.test_html import thinner
 from trimtab.report.html import page
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
@@ -53,6 +54,11 @@ new MutationObserver((seen) => window.touched.push(...seen.map((one) => one.targ
 TOUCHED = """
 return [...new Set(window.touched)].filter((part) => part.isConnected && !part.closest('.hoverlayer'))
   .map((part) => part.id || part.tagName);
+"""
+BARS = """
+return [...document.querySelectorAll('#layers-freed .point path')]
+  .map((bar) => bar.getBoundingClientRect()).filter((box) => box.width > 0.5)
+  .map((box) => [box.left, box.right, Math.round(box.top)]);
 """
 MOST_BESIDE_POINTS = 300
 # An A4 sheet at 96 dots an inch, and Chromium's margins of 1 cm.
@@ -202,9 +208,13 @@ def test_every_figure_is_drawn(browser: webdriver.Chrome, tmp_path: Path) -> Non
     show(browser, path, "light")
     drawn = {
         name: len(browser.find_elements("css selector", f"#{name} .points > *, #{name} .point"))
-        for name in ("waterfall-metric", "waterfall-latency", "sensitivity-bars", "staircase-plot", "timeline-plot")
-    }
+        for name in (
+            "waterfall-metric", "waterfall-latency", "layers-freed", "sensitivity-bars", "staircase-plot",
+            "timeline-plot",
+        )
+    }  # fmt: skip
     evidence = sample.evidence()
+    assert drawn["layers-freed"] == 2, "two of the three cuts freed something"
     assert drawn["waterfall-metric"] >= len(evidence["steps"]) <= drawn["waterfall-latency"]
     assert drawn["sensitivity-bars"] >= len(evidence["sensitivity"])
     assert drawn["timeline-plot"] >= len(evidence["timeline"])
@@ -213,6 +223,23 @@ def test_every_figure_is_drawn(browser: webdriver.Chrome, tmp_path: Path) -> Non
     widths, pay = (evidence["staircase"][0][name] for name in ("widths", "pay"))
     assert [width for width, mark in zip(widths, marks, strict=True) if mark == "circle"] == pay
     assert browser.get_log("browser") == []
+
+
+def test_layers_of_two_steps_are_stacked_and_told_apart(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    path = tmp_path / "layers.html"
+    path.write_text(page(thinner(12)), encoding="utf-8")
+    for view in ("light", "dark", "phone"):
+        show(browser, path, view)
+        bars = browser.execute_script(BARS)
+        rows = {top: [(left, right) for left, right, own in bars if own == top] for *_, top in bars}
+        both = [sorted(own) for own in rows.values() if len(own) == 2]
+        assert len(rows) == 13
+        assert len(both) == 1, "one layer was cut and made thinner"
+        assert both[0][0][1] <= both[0][1][0] + 1, "beside each other, not one over the other"
+        legend = [text.text for text in browser.find_elements("css selector", "#layers-freed .legendtext")]
+        assert legend == ["prune .5", "low rank macs .5"]
+        assert browser.execute_script(OUTSIDE_THEIR_CARD) == []
+        assert browser.get_log("browser") == []
 
 
 def test_what_a_step_does_by_itself_is_one_text(browser: webdriver.Chrome, tmp_path: Path) -> None:

@@ -214,6 +214,13 @@ def test_a_miss_is_named_as_such_with_what_to_try_next() -> None:
     assert "Bring about 640 more verify samples" in card(page(sample.inconclusive()), "ended")
 
 
+def test_what_is_open_is_named_as_not_decided() -> None:
+    text = card(page(sample.inconclusive()), "ended")
+    assert "not decidednothing that was tested passed for sure, and of this one the measurements do not decide" in text
+    for make in (sample.evidence, sample.failed):
+        assert "not decided" not in card(page(make()), "ended")
+
+
 def test_steps_layers_and_coverage_are_told_in_words_too() -> None:
     found = outline(page(sample.evidence()))
     labels = {attrs["id"]: attrs["aria-label"] for _, attrs in found.tags if attrs.get("role") == "img"}
@@ -426,3 +433,80 @@ def test_the_seeds_of_training_and_search_are_told_apart() -> None:
     assert "--seed 3    # seed of the search 3" in outline(page(evidence)).text, "it came trained"
     evidence["reproduce"] = {"command": "trimtab optimize fashion --seed 3", "seed": 0}
     assert "--seed 3    # seed of the training 0Use it from Python" in outline(page(evidence)).text
+
+
+def thinner(num: int = 2) -> sample.Evidence:
+    """The same run with low rank between the cuts and the integers, in layers that were cut too and in others."""
+    found = sample.evidence()
+    rows = [
+        {
+            "step": "low rank macs .5",
+            "layer": f"features.{3 * place}",
+            "what": "rank 64 to 24",
+            "macs_freed": 1_000_000 // (place + 1),
+            "ms_freed": None,
+            "lost": 0.04,
+        }
+        for place in range(1, num + 1)
+    ]
+    return found | {"layers": [*found["layers"], *rows]}
+
+
+def test_where_the_macs_went_is_drawn_by_layer_and_step_and_told_in_words() -> None:
+    html = page(thinner())
+    freed = data_of(html)["freed"]
+    assert (freed["unit"], freed["num"]) == ("MACs", 3)
+    assert freed["layers"] == ["features.3", "features.6", "features.0"], "the most first, of both steps together"
+    assert freed["steps"] == [
+        {"name": "prune .5", "total": 2_822_400, "values": [2_709_504, 0, 112_896]},
+        {"name": "low rank macs .5", "total": 833_333, "values": [500_000, 333_333, 0]},
+    ]
+    labels = {attrs["id"]: attrs["aria-label"] for _, attrs in outline(html).tags if attrs.get("role") == "img"}
+    assert labels["layers-freed"] == (
+        "MACs freed in each layer, by step: prune .5 2,822,400, low rank macs .5 833,333; most: features.3, 3,209,504"
+    )
+    text = card(html, "layers")
+    assert "Where MACs went, layer by layer: prune .5 2,822,400, low rank macs .5 833,333." in text
+    assert "rank 64 to 24" in text, "the table says it too"
+    assert "Of distill no plan says what it did to single layers." in text
+
+
+def test_where_time_was_measured_for_all_it_is_what_is_drawn() -> None:
+    freed = data_of(page(sample.evidence()))["freed"]
+    assert freed["unit"] == "ms"
+    assert freed["steps"] == [{"name": "prune .5", "total": pytest.approx(0.04), "values": [0.02, 0.02]}]
+
+
+def test_of_many_layers_those_are_drawn_that_freed_most_and_all_count() -> None:
+    html = page(thinner(40))
+    freed = data_of(html)["freed"]
+    assert (len(freed["layers"]), freed["num"]) == (24, 41)
+    assert freed["steps"][1]["total"] == sum(1_000_000 // (place + 1) for place in range(1, 41))
+    assert "The 24 layers of most." in card(html, "layers")
+
+
+def test_where_nothing_was_freed_there_is_a_table_alone() -> None:
+    evidence = sample.evidence()
+    evidence["layers"] = [one for one in evidence["layers"] if one["step"] == "int8"]
+    html = page(evidence)
+    assert data_of(html)["freed"] == {}
+    assert 'id="layers-freed"' not in html
+    assert "weights in 8 bits" in card(html, "layers")
+
+
+@pytest.mark.parametrize(
+    ("how", "told", "begun"),
+    [
+        ("calibrated", "", False),
+        ("trained", "The scales were trained.", True),
+        ("at run time", "Ranges of what goes in are found for every batch.", False),
+    ],
+)
+def test_the_map_of_integers_says_how_the_ranges_were_found(how: str, told: str, begun: bool) -> None:
+    evidence = sample.evidence()
+    evidence["coverage"]["how"] = how
+    html = page(evidence)
+    assert told in card(html, "coverage")
+    others = {"The scales were trained.", "Ranges of what goes in are found for every batch."} - {told}
+    assert not any(other in card(html, "coverage") for other in others)
+    assert ("With the scales that training began with." in card(html, "sensitivity")) == begun

@@ -91,8 +91,11 @@ def test_summary_names_a_miss_what_cost_most_and_what_to_try_next() -> None:
     opened = " ".join(printed(sample.inconclusive()).split())
     assert "Cost most: prune .5, accuracy −5.7 points on select. Next: Bring about 640 more verify samples" in opened
     assert "Nearest miss" not in opened
+    assert (
+        "Not decided: nothing that was tested passed for sure, and of this one the measurements do not decide. Cost"
+    ) in opened
     for evidence in (sample.evidence(), {key: part for key, part in sample.failed().items() if key != "search"}):
-        assert not any(word in printed(evidence) for word in ("Nearest miss", "Cost most", "Next:"))
+        assert not any(word in printed(evidence) for word in ("Nearest miss", "Not decided", "Cost most", "Next:"))
 
 
 def test_summary_fits_80_columns() -> None:

@@ -21,7 +21,7 @@ from torch.fx import GraphModule
 
 from trimtab.compress.recipes import recipes_to_try
 from trimtab.core import Fit, Goal, Split, Target, Task
-from trimtab.diagnose.families import Family, families
+from trimtab.diagnose.families import BY_HAND, Family, families
 from trimtab.diagnose.roofline import Peaks, Place, peaks, roofline
 from trimtab.errors import CaptureError, RuntimeFailed, TaskError
 from trimtab.graph.capture import capture
@@ -43,7 +43,7 @@ SLOW_TO_EXPORT = ("inductor",)
 ANSWER_S, CHUNK = 6.0, 16
 STEPS_S = 3.0
 STEPS, STEP_SAMPLES, RACE_S, BIG_IMBALANCE, LARGE_VALUE = 4, 8, 10.0, 10, 30.0
-PREDICTED = ("latency_ms", "size_bytes")
+PREDICTED, LEAST_GAIN = ("latency_ms", "size_bytes"), 1.05
 ADAM_COPIES = 4  # weights, gradients and two moments
 
 
@@ -123,7 +123,7 @@ def examine(
     best = peaks(threads=target.threads)
     places = roofline(graph, batch, best, threads=target.threads)
     report("methods")
-    could = families(graph, places, target, machine["features"])
+    could = families(graph, places, target, machine["features"], minimise=goal.minimise)
     report("runtimes")
     intakes = _intakes(graph, allowed, target, until=began + EXPORTS_UNTIL_S)
     if intakes and not any(one.takes is not False for one in intakes):
@@ -203,20 +203,25 @@ def hopeless(graph: GraphModule, batch: tuple[torch.Tensor, ...], target: Target
     if goal.minimise not in PREDICTED:
         return ()
     places = roofline(graph, batch, peaks(threads=target.threads), threads=target.threads)
-    return _unmet(families(graph, places, target, stamp()["features"]), goal)
+    return _unmet(families(graph, places, target, stamp()["features"], minimise=goal.minimise), goal)
 
 
 def _unmet(could: tuple[Family, ...], goal: Goal) -> tuple[str, ...]:
-    """Whether nothing that applies reaches what is minimised."""
+    """Whether nothing that the search tries reaches what is minimised, and what that has to be asked for would."""
     if goal.minimise not in PREDICTED:
         return ()
-    of = [family.latency if goal.minimise == "latency_ms" else family.size for family in could]
-    most = max((gain[1] for gain in of if gain), default=1.0)
-    if most >= 1.05:
+    gains = [(family.latency if goal.minimise == "latency_ms" else family.size) or (1.0, 1.0) for family in could]
+    most = max((gain[1] for family, gain in zip(could, gains, strict=True) if not family.unsearched), default=1.0)
+    if most >= LEAST_GAIN:
         return ()
+    by_hand = "".join(
+        f"; {family.name} might, up to {gain[1]:.2f}x: {family.unsearched}"
+        for family, gain in zip(could, gains, strict=True)
+        if family.name in BY_HAND and gain[1] >= LEAST_GAIN
+    )
     return (
-        f"no family of methods is predicted to gain more than {most:.2f}x in {goal.minimise}: trimtab doctor "
-        "tells why; allow more runtimes, or minimise something else",
+        f"no family of methods that the search tries is predicted to gain more than {most:.2f}x in {goal.minimise}: "
+        f"trimtab doctor tells why; allow more runtimes, or minimise something else{by_hand}",
     )
 
 

@@ -6,8 +6,9 @@ it is. They rank families and rule some out; what a model takes is measured in i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -16,9 +17,9 @@ from trimtab.compress.blocks import blocks
 from trimtab.compress.lowrank import sites
 from trimtab.compress.packing import fixed_layers
 from trimtab.compress.prune import Prune, PrunePlan
-from trimtab.compress.recipes import FIRST_CUTS
+from trimtab.compress.recipes import AT_RUN_TIME, BLOCKS, CUTS, FIRST_CUTS, RANKS, Space, space_of
 from trimtab.compress.sharing import ShareBlocks
-from trimtab.core import Skip, Target
+from trimtab.core import Quantity, Skip, Target
 from trimtab.diagnose.roofline import Place
 from trimtab.errors import PlanError
 from trimtab.graph.cost import COUNTED, Sizes, contractions
@@ -27,8 +28,8 @@ from trimtab.graph.fold import fold_weights
 from trimtab.runtimes import RUNTIMES, supported
 from trimtab.runtimes.formats import FORMATS
 
-RATIOS = float(FIRST_CUTS[0][0]), float(FIRST_CUTS[-1][0])
-RANKS = (0.5, 0.25)
+RATIOS = float(FIRST_CUTS[0]), float(FIRST_CUTS[-1])
+RANKS_KEPT = (0.5, 0.25)
 # What integer arithmetic may gain where multiplications bound: four times with dot products of bytes, else two.
 BYTE_PRODUCTS = ("avx_vnni", "avx512_vnni", "amx_int8", "i8mm", "asimddp")
 LINEAR = tuple(target for target in COUNTED if str(target).split(".")[1] in ("linear", "addmm", "mm", "matmul"))
@@ -41,7 +42,7 @@ Range = tuple[float, float]
 class Family:
     """What a family of methods could do: to which layers, why not to others, and how many times less time and size.
 
-    why: why it does not apply at all, or what to know.
+    why: why it does not apply at all, or what to know. unsearched: why the search does not try it; empty if it does.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Family:
     latency: Range | None = None
     size: Range | None = None
     why: str = ""
+    unsearched: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,50 @@ class Whole:
 
 
 def families(
-    graph: GraphModule, places: Sequence[Place], target: Target, features: Sequence[str]
+    graph: GraphModule,
+    places: Sequence[Place],
+    target: Target,
+    features: Sequence[str],
+    *,
+    minimise: Quantity = "latency_ms",
 ) -> tuple[Family, ...]:
-    """What each family could do to `graph`; one that refuses says why.
+    """What each family could do to `graph`; one that refuses says why, and so does one that the search does not try.
 
     Args:
         graph: captured, with weights of 32 bits.
         places: its operations, from `roofline`.
         target: which runtimes are allowed.
         features: the processor's, from `stamp`.
+        minimise: what the search would be for, as it does not try the same for each goal.
     """
     whole = Whole(graph, {place.node: place for place in places}, target, features)
-    return tuple(_tried(name, make, whole) for name, make in FAMILIES.items())
+    space = space_of(graph, _serving(target), minimise=minimise)
+    found = (_tried(name, make, whole) for name, make in FAMILIES.items())
+    return tuple(replace(one, unsearched=_unsearched(one.name, space)) for one in found)
+
+
+def _unsearched(name: str, space: Space) -> str:
+    """Why the search's space does not have a family, or nothing."""
+    if name in BY_HAND:
+        return BY_HAND[name]
+    slot, options = IN_SPACE[name]
+    if any(own.name == slot and set(options) & set(own.options) for own in space.slots):
+        return ""
+    return next(skip.why for skip in space.skipped if skip.what in (slot, *options))
+
+
+def _serving(target: Target) -> dict[str, tuple[str, ...]]:
+    """Precision -> the allowed runtimes that have it here."""
+    allowed = target.runtimes or tuple(RUNTIMES)
+    able = {
+        precision: tuple(
+            name
+            for name in names
+            if name in allowed and not RUNTIMES[name].missing() and supported(name, precision) is None
+        )
+        for precision, names in FORMATS.items()
+    }
+    return {precision: names for precision, names in able.items() if names or precision == "fp32"}
 
 
 def _tried(name: str, make: Callable[[Whole], Family], whole: Whole) -> Family:
@@ -103,15 +137,26 @@ def _tried(name: str, make: Callable[[Whole], Family], whole: Whole) -> Family:
 
 
 def _prune(whole: Whole) -> Family:
-    gains, sizes, plan = [], [], None
-    for ratio in RATIOS:
-        plan = Prune(ratio=ratio).plan(whole.graph)
-        gains.append(whole.faster(_narrowed(whole.graph, plan)))
-        sizes.append(plan.params / max(1, plan.params - sum(cut.params_freed for cut in plan.cuts)))
-    assert plan is not None
-    names = tuple(cut.group for cut in plan.cuts)
+    plans = list(_prune_plans(whole.graph))
+    fewer = [_narrowed(whole.graph, plan) for plan in plans]
+    # What lies between contractions is narrower as well, but for what reads or is read by what cannot be cut.
+    everywhere = dict.fromkeys(whole.places, 1 / (1 - RATIOS[1])) | fewer[-1]
+    gains = [whole.faster(times) for times in (*fewer, everywhere)]
+    sizes = [plan.params / max(1, plan.params - sum(cut.params_freed for cut in plan.cuts)) for plan in plans]
+    names = tuple(cut.group for cut in plans[-1].cuts)
     note = f"{RATIOS[0]:.0%} to {RATIOS[1]:.0%} of each group's channels; quality is what decides how many"
-    return Family("prune", names, plan.skipped, _range(gains), _range(sizes), note)
+    return Family("prune", names, plans[-1].skipped, _range(gains), _range(sizes), note)
+
+
+def _prune_plans(graph: GraphModule) -> Iterator[PrunePlan]:
+    """At both ends, the gentle one first, which cuts nothing where groups are narrow.
+
+    Raises:
+        PlanError: the bold one cuts nothing either.
+    """
+    with suppress(PlanError):
+        yield Prune(ratio=RATIOS[0]).plan(graph)
+    yield Prune(ratio=RATIOS[1]).plan(graph)
 
 
 def _narrowed(graph: GraphModule, plan: PrunePlan) -> dict[str, float]:
@@ -135,24 +180,33 @@ def _int8(whole: Whole) -> Family:
     return Family("int8", names, skipped, (1.0, whole.faster(most)), (1.0, whole.smaller(names, 4.0)), note)
 
 
-def _weight_only(whole: Whole) -> Family:
-    if why := _no_runtime(whole.target, "int4w"):
-        return Family("weights in 4 bits", why=why)
-    found, skipped = fixed_layers(whole.graph, "int4", COUNTED)
+def _in_4_bits(whole: Whole) -> Family:
+    return _weight_only(whole, "weights in 4 bits", "int4w", 8.0)
+
+
+def _in_8_bits(whole: Whole) -> Family:
+    return _weight_only(whole, "weights in 8 or 16 bits", "int8w", 4.0)
+
+
+def _weight_only(whole: Whole, family: str, precision: Any, times: float) -> Family:
+    """times: how many times fewer bytes a weight takes at best, where its scales hardly count."""
+    if why := _no_runtime(whole.target, precision):
+        return Family(family, why=why)
+    found, skipped = fixed_layers(whole.graph, precision.removesuffix("w"), COUNTED)
     names = tuple(layer.node for layer in found)
     if not names:
-        return Family("weights in 4 bits", (), skipped, why="the model has no layer with a weight of its own")
+        return Family(family, (), skipped, why="the model has no layer with a weight of its own")
     targets = {node.name: node.target for node in whole.graph.graph.nodes}
     bound = [name for name in names if name in whole.places and whole.places[name].bound == "memory"]
     speed = (
         whole.faster({name: UNPACKED for name in names if targets[name] not in LINEAR}),
-        whole.faster({name: 4.0 for name in bound if targets[name] in LINEAR}),
+        whole.faster({name: min(4.0, times) for name in bound if targets[name] in LINEAR}),
     )
     note = (
         "faster only where reading the weights of linear layers is what takes the time; "
         "slower where a runtime unpacks those of convolutions at every call"
     )
-    return Family("weights in 4 bits", names, skipped, speed, (1.0, whole.smaller(names, 7)), note)
+    return Family(family, names, skipped, speed, (1.0, whole.smaller(names, times)), note)
 
 
 def _low_rank(whole: Whole) -> Family:
@@ -160,7 +214,7 @@ def _low_rank(whole: Whole) -> Family:
     if not found:
         return Family("low rank", (), tuple(skipped), why="no layer becomes cheaper as two")
     gains, sizes = [], []
-    for share in RANKS:
+    for share in RANKS_KEPT:
         times: dict[str, float] = {}
         saved = 0
         for site in found.values():
@@ -171,7 +225,8 @@ def _low_rank(whole: Whole) -> Family:
                 saved += round((1 - cost) * whole.places[site.layer.node].weight_bytes)
         gains.append(whole.faster(times))
         sizes.append(whole.weight_bytes / (whole.weight_bytes - saved))
-    note = f"at {RANKS[0]:.0%} to {RANKS[1]:.0%} of full rank; two small calls for one, which short layers feel"
+    least, most = RANKS_KEPT[1], RANKS_KEPT[0]
+    note = f"at {most:.0%} to {least:.0%} of full rank; two small calls for one, which short layers feel"
     names = tuple(site.layer.node for site in found.values())
     return Family("low rank", names, tuple(skipped), _range(gains), _range(sizes), note)
 
@@ -239,9 +294,24 @@ def _range(values: Sequence[float]) -> Range:
 FAMILIES: dict[str, Callable[[Whole], Family]] = {
     "prune": _prune,
     "int8": _int8,
-    "weights in 4 bits": _weight_only,
+    "weights in 4 bits": _in_4_bits,
+    "weights in 8 or 16 bits": _in_8_bits,
     "low rank": _low_rank,
     "drop blocks": _drop_blocks,
     "share blocks": _share,
     "palette": _palette,
+}
+# Where the search's space has a family: the slot, and the options of it that are the family's.
+IN_SPACE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "prune": ("channels cut", CUTS[1:]),
+    "int8": ("numbers", ("int8", "int8, learned rounding", "int8, trained", AT_RUN_TIME)),
+    "weights in 4 bits": ("numbers", ("weights in int4", "weights in nf4")),
+    "weights in 8 or 16 bits": ("numbers", ("weights in int8", "weights in fp16")),
+    "low rank": ("low rank", RANKS[1:]),
+    "drop blocks": ("blocks dropped", BLOCKS[1:]),
+}
+# What the search does not try, and how it is asked for.
+BY_HAND = {
+    "share blocks": "ask for it by hand: recipes=(tt.Recipe((ShareBlocks(num=1),)),)",
+    "palette": "ask for it by hand: Palette(), then tt.save(..., coded=True), as the files of runtimes gain nothing",
 }

@@ -8,6 +8,7 @@ from trimtab.report import words
 from trimtab.report.parts import Evidence, facts, section
 
 MISS = "nothing that was tested passed, and this came nearest"
+UNDECIDED = "nothing that was tested passed for sure, and of this one the measurements do not decide"
 NOTHING_MADE = "no candidate could be measured, so that this is the best free baseline itself"
 # In a share, what rounds to no tenth of a point is nothing to tell.
 LEAST_POINTS = 0.0005
@@ -19,7 +20,7 @@ def ended(evidence: Evidence) -> str:
     if not found:
         return ""
     told = {
-        "nearest miss": nearest_miss(evidence),
+        **_short_of_pass(evidence),
         "cost most": _costliest(evidence, found),
         "to try next": found["next"],
         "chosen": "" if evidence.get("bounds") else _best_of(evidence, found),  # bounds tell it of each of them
@@ -36,13 +37,19 @@ def nearest_miss(evidence: Evidence) -> str:
     return MISS if found["candidates"] else NOTHING_MADE
 
 
+def _short_of_pass(evidence: Evidence) -> dict[str, str]:
+    """What to call that which is shipped although it did not pass, and why; empty texts where it did."""
+    undecided = UNDECIDED if (evidence["verdict"] or {}).get("word") == "INCONCLUSIVE" else ""
+    return {"nearest miss": nearest_miss(evidence), "not decided": undecided}
+
+
 def told(evidence: Evidence) -> list[str]:
     """The same in lines for the terminal; none on PASS."""
     found = evidence.get("search")
     if not found or evidence["verdict"]["word"] == "PASS":
         return []
     lines = {
-        "Nearest miss": nearest_miss(evidence),
+        **{name.capitalize(): text for name, text in _short_of_pass(evidence).items()},
         "Cost most": _costliest(evidence, found),
         "Next": found["next"],
     }

@@ -113,5 +113,6 @@ def _families(found: Examination) -> Table:
         spans = [
             f"{words.factor(span[0])} to {words.factor(span[1])}" if span else "" for span in (one.latency, one.size)
         ]
-        table.add_row(one.name, str(len(one.layers)), *spans, escape(one.why))
+        left_out = f"not tried by the search: {one.unsearched}" if one.layers and one.unsearched else ""
+        table.add_row(one.name, str(len(one.layers)), *spans, escape("; ".join(filter(None, (one.why, left_out)))))
     return table

@@ -15,6 +15,7 @@ from trimtab.report.parts import Evidence, figure, section, small, table
 SHOWN_LAYERS, SHOWN_BARS, SHOWN_STAIRS = 40, 24, 6
 # Of the time of the layer that takes most: what takes less does not matter, and would lie on the axis.
 LEAST_STAIR = 0.03
+HOW = {"trained": " The scales were trained.", "at run time": " Ranges of what goes in are found for every batch."}
 STATES = {"int8": "on integers", "float": "in floating point"}
 
 
@@ -70,15 +71,67 @@ def layers(evidence: Evidence) -> str:
         )
         for one in ranked
     ]
-    headers = ("layer", "what was done", "MACs freed", "time freed (eager)", "lost (share of importance)")
+    headers = ("layer", "what was done", "MACs freed", "time freed (eager)", "lost (share)")
     shown = table(headers, rows, caption="What was done to each layer")
     rest = f" The {SHOWN_LAYERS} that freed most of {len(found)}." if len(found) > SHOWN_LAYERS else ""
     return section(
         "layers",
         "What was done to each layer",
-        f"<details><summary>Show {len(ranked)}</summary>{shown}</details>",
-        f"From the plans of the chosen recipe, for one sample.{rest}",
+        f"{_freed_figure(evidence)}<details><summary>Show {len(ranked)}</summary>{shown}</details>",
+        "From the plans of the chosen recipe, for one sample. Lost: the share of a group's importance or of a weight's "
+        "squared singular values; of a block that went, how much it changed what it got."
+        f"{rest}{_of_no_layer(evidence)}",
     )
+
+
+def _of_no_layer(evidence: Evidence) -> str:
+    """Names the steps that have no row, as training has none: it moves all weights at once."""
+    told = {one["step"] for one in evidence["layers"]}
+    steps = [step["step"] for step in evidence["steps"][1:] if step["step"] not in told]
+    return f" Of {' and '.join(steps)} no plan says what it did to single layers." if steps else ""
+
+
+def _freed_figure(evidence: Evidence) -> str:
+    found = _freed(evidence)
+    if not found:
+        return ""
+    unit = found["unit"]
+    by_step = ", ".join(f"{step['name']} {_amount(step['total'], unit)}" for step in found["steps"])
+    most = _amount(sum(step["values"][0] for step in found["steps"]), unit)
+    shown = f" The {SHOWN_BARS} layers of most." if found["num"] > SHOWN_BARS else ""
+    return figure(
+        "layers-freed",
+        f"{unit} freed in each layer, by step: {by_step}; most: {found['layers'][0]}, {most}",
+        css="bars",
+        caption=f"Where {'time (in eager)' if unit == 'ms' else unit} went, layer by layer: {by_step}.{shown}",
+    )
+
+
+def _amount(value: float, unit: str) -> str:
+    return words.milliseconds(value) if unit == "ms" else f"{value:,.0f}"
+
+
+def _freed(evidence: Evidence) -> dict[str, Any]:
+    """The layers that most was freed in, the most first, and of each step how much in each of them; or nothing.
+
+    In milliseconds where they were measured for all, else in multiply-accumulates. num: of layers in all.
+    """
+    rows = [one for one in evidence.get("layers", ()) if one["macs_freed"]]
+    measured = all(one["ms_freed"] for one in rows)
+    unit, key = ("ms", "ms_freed") if measured else ("MACs", "macs_freed")
+    cells: dict[tuple[str, str], float] = {}
+    sums, totals = dict[str, float](), dict[str, float]()
+    for one in rows:
+        at, value = (one["layer"], one["step"]), one[key]
+        cells[at] = cells.get(at, 0) + value
+        for held, name in zip((sums, totals), at, strict=True):
+            held[name] = held.get(name, 0) + value
+    layers = sorted(sums, key=lambda name: -sums[name])[:SHOWN_BARS]
+    steps = [
+        {"name": step, "total": total, "values": [cells.get((layer, step), 0) for layer in layers]}
+        for step, total in totals.items()
+    ]
+    return {"unit": unit, "layers": layers, "steps": steps, "num": len(sums)} if rows else {}
 
 
 def coverage_map(evidence: Evidence) -> str:
@@ -98,6 +151,7 @@ def coverage_map(evidence: Evidence) -> str:
     )
     kinds = ", ".join(f"{kind} {count}" for kind, count in {**found["running"], **found["floating"]}.items())
     note = f"As planned, in graph order; the file as {found['runtime']} itself tells it: {kinds}." if kinds else ""
+    note += HOW.get(found.get("how", ""), "")
     return section(
         "coverage", "What runs on integers", f'<ul class="legend">{legend}</ul><ol class="map">{squares}</ol>', note
     )
@@ -114,12 +168,14 @@ def sensitivity(evidence: Evidence) -> str:
         return ""
     most = found[0]
     label = f"How far quantizing each layer alone moves the outputs; most: {most['layer']}, {most['error']:.2g}"
+    trained = (evidence.get("coverage") or {}).get("how") == "trained"
+    begun = " With the scales that training began with." if trained else ""
     return section(
         "sensitivity",
         "Which layers are sensitive to integers",
         figure("sensitivity-bars", label, css="bars"),
         "How far the outputs would move if this layer alone were quantized, as a share of how they vary: a first-order "
-        f"estimate on a few select samples. The {min(len(found), SHOWN_BARS)} largest of {len(found)}.",
+        f"estimate on a few select samples. The {min(len(found), SHOWN_BARS)} largest of {len(found)}.{begun}",
     )
 
 
@@ -203,6 +259,7 @@ def plot_data(evidence: Evidence) -> dict[str, Any]:
         if len(steps) > 1
         else [],
         "metric": evidence["task"]["metric"],
+        "freed": _freed(evidence),
         "sensitivity": list(evidence.get("sensitivity", ()))[:SHOWN_BARS],
         "staircase": _stairs(evidence),
         "timeline": list(evidence.get("timeline", ())),

@@ -122,6 +122,13 @@
     return [[trace], layout(c, { height: 60 + 24 * shown.length, showlegend: false, xaxis: { ...axis(c), title: title("share of the outputs' variance") }, yaxis: { ...axis(c), color: c.ink } })];
   };
 
+  const freed = (c) => {
+    const { layers, steps, unit } = data.freed, shades = [c.accent, c.free, c.dot, c.pass, c.ink];
+    const traces = steps.map((s, i) => ({ type: "bar", orientation: "h", name: s.name, y: layers, x: s.values, marker: { color: shades[i % 5] }, hovertemplate: "%{y}: %{x" + (unit === "ms" ? ":.3g" : ":,") + "} " + unit + "<extra>%{fullData.name}</extra>" }));
+    const legend = { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom", traceorder: "normal", font: { color: c.ink } };
+    return [traces, layout(c, { barmode: "stack", height: 90 + 24 * layers.length, showlegend: steps.length > 1, legend, xaxis: { ...axis(c), title: title(unit + " freed, of one sample") }, yaxis: { ...axis(c), color: c.ink, autorange: "reversed" } })];
+  };
+
   // Evidence of before does not tell which widths pay.
   const pays = (stair, width) => !stair.pay || stair.pay.includes(width);
 
@@ -146,7 +153,7 @@
 
   const figures = {
     tradeoff, spread, "waterfall-metric": fall("metric", true, data.percent ? " %" : ""), "waterfall-latency": fall("ms", false, " ms"),
-    "sensitivity-bars": bars, "staircase-plot": stairs, "timeline-plot": timeline,
+    "layers-freed": freed, "sensitivity-bars": bars, "staircase-plot": stairs, "timeline-plot": timeline,
   };
 
   const draw = () => {
