@@ -349,6 +349,17 @@ def test_what_recoveries_so_far_could_not_bring_back_is_not_trained(
     assert not [path.name for path in (own.under_way.job.held.folder / "built").iterdir() if "distill" in path.name]
 
 
+def test_what_has_nothing_to_recover_is_known_without_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine("one").put(monkeypatch)
+    own = begun(tmp_path / "run", [{"channels cut": "0.25"}, {"channels cut": "0.25", "epochs of recovery": "4"}])
+    cut, trained = next_of(own), next_of(own)
+    assert trained.costs == cut.costs
+    assert BY_FORECAST in trained.notes, "it is not counted"
+    assert "there is nothing to recover by training" in trained.notes["why"]
+    assert not trained.rungs
+    assert "gain" not in trained.notes
+
+
 @pytest.mark.parametrize("left", [0.6, 0.9])
 def test_what_recovery_brings_back_goes_on_though_others_look_better(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: float

@@ -242,7 +242,7 @@ def attempt(
         RunError: the run's folder cannot be written.
     """
     held = job.held
-    if needless := _needless(job, recipe):
+    if needless := nothing_to_recover(job, recipe):
         return Tried(recipe, skipped=(needless,))
     precisions, left_out = worthwhile(job, measured, recipe, only)
     ways = candidates([recipe], precisions)
@@ -311,7 +311,7 @@ def serving(job: Job, free: Sequence[Trial]) -> dict[str, tuple[str, ...]]:
     return {precision: names for precision, names in able.items() if names}
 
 
-def _needless(job: Job, recipe: Recipe) -> Skip | None:
+def nothing_to_recover(job: Job, recipe: Recipe) -> Skip | None:
     """Why training to recover is left out: the same recipe without it was screened, and is sure enough as it is."""
     cheaper = unrecovered(recipe)
     if cheaper is None or not job.held.has(name := f"screens/{key(cheaper)}"):

@@ -15,7 +15,7 @@ from itertools import zip_longest
 from textwrap import wrap
 from typing import Any
 
-from trimtab.attempt import Job, Tried, failed, screened, serving, worthwhile
+from trimtab.attempt import Job, Tried, failed, nothing_to_recover, screened, serving, worthwhile
 from trimtab.compress.build import Built, key
 from trimtab.compress.recipes import (
     Known,
@@ -262,6 +262,10 @@ def _result(own: Sampling, proposal: Proposal) -> Result:
     if first and (needless := _settled(under_way, recipe)):
         under_way.ended[named(recipe)] = Tried(recipe, skipped=(needless,))
         return Result(None, notes | {BY_FORECAST: True, "why": needless.why})
+    if not first and (same := _same_without(own, proposal, recipe)):
+        notes |= {BY_FORECAST: True, "why": same[1].why}
+        under_way.ended[named(recipe, only)] = Tried(recipe, skipped=(same[1],))
+        return Result(same[0], notes)
     tried, why = None, None
     try:
         if not first and (foreseen := _refused(own, recipe, served) or _slower(own, proposal)) is not None:
@@ -285,6 +289,15 @@ def _result(own: Sampling, proposal: Proposal) -> Result:
     if tried is None:
         return Result(rungs[-1] if rungs else None, notes, tuple(rungs))
     return _costs(own, proposal, tried, notes, tuple(rungs))
+
+
+def _same_without(own: Sampling, proposal: Proposal, recipe: Recipe) -> tuple[tuple[float, float], Skip] | None:
+    """The costs without recovery, and why it is not trained; None if they are not known, or training may recover."""
+    needless = nothing_to_recover(own.under_way.job, recipe)
+    twin = {**proposal.picks, **UNTRAINED}
+    known = (result.costs for one, result in own.sampler.ended() if (one.picks, one.worker) == (twin, own.worker))
+    costs = next(known, None) if needless else None
+    return (costs, needless) if costs and needless else None
 
 
 def _of_original(own: Sampling, served: Served, notes: dict[str, Any]) -> Result:
