@@ -46,6 +46,14 @@ def test_the_last_versions_are_kept_at_the_interval(tmp_path, background):
     assert step_of(keep.path) == 24
 
 
+def test_where_an_epoch_takes_long_a_checkpoint_is_written_within_it(tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 100))
+    monkeypatch.setattr("trimtab.train.keep.time.monotonic", lambda: next(clock))
+    assert taken(tmp_path / "c", 4) == 0
+    assert step_of(tmp_path / "c") == 3, "a look takes 100 s here, and each step has one"
+    assert same_weights(fit(toy_net(), toy_task(), checkpoint=tmp_path / "c"), fit(toy_net(), toy_task()))
+
+
 @pytest.mark.parametrize("harm", ["truncated", "altered", "gone"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_said_aloud(tmp_path, harm):
     path = tmp_path / "c"

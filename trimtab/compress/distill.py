@@ -253,7 +253,7 @@ def taught(
         student: a graph where an objective names positions.
         teacher: what it learns from.
         plan: the objectives, and the settings of the training.
-        tools: gives the task; its folder keeps a checkpoint after each epoch.
+        tools: gives the task; its folder keeps a checkpoint after each epoch or five minutes.
         who: the method that asks, for messages and for the checkpoint's name.
         instead: as for `check_teacher`.
 

@@ -165,7 +165,8 @@ def train_quantized(graph: GraphModule, plan: QATPlan, tools: Tools) -> tuple[Gr
     Args:
         graph: as for `QAT.plan`; left as it was.
         plan: what `QAT.plan` gave.
-        tools: the task, the original if it is learned from; its folder keeps a checkpoint after each epoch.
+        tools: the task, the original if it is learned from; its folder keeps a checkpoint after each epoch, or five
+            minutes.
 
     Raises:
         PlanError: as for `QAT.apply`.

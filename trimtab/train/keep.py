@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from trimtab.train.checkpoint import Checkpoint, DamagedCheckpoint, load_checkpo
 
 # What a shell says of a process that ended by signal 15.
 ENDED_BY_SIGTERM = 128 + signal.SIGTERM
+MOST_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Keep:
 
     Args:
         path: the file of the newest checkpoint; the ones before it are beside it, as `path.1`, `path.2`, ...
-        every: steps from one to the next; default: an epoch.
+        every: steps from one to the next; default: an epoch, or five minutes where an epoch takes longer.
         versions: how many there are at most.
         background: write while the next steps are taken, from a copy: training waits for the copying alone. Killed,
             the run may lose one interval more.
@@ -48,7 +50,7 @@ class Keeper:
         self._keep, self._identity = keep, identity
         self._worker = ThreadPoolExecutor(1, "checkpoint") if keep.background else None
         self._pending: Future[None] | None = None
-        self._saved = 0
+        self._saved, self._wrote = 0, time.monotonic()
 
     def found(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; None if there is none at all.
@@ -79,7 +81,9 @@ class Keeper:
 
     def due(self, step: int, *, epoch_ended: bool) -> bool:
         """Whether the state after `step` steps is to be written."""
-        return step % self._keep.every == 0 if self._keep.every else epoch_ended
+        if self._keep.every:
+            return step % self._keep.every == 0
+        return epoch_ended or time.monotonic() - self._wrote >= MOST_SECONDS
 
     def save(self, step: int, make: Callable[[], Checkpoint]) -> None:
         """Write the state after `step` steps, unless it is written already.
@@ -95,7 +99,7 @@ class Keeper:
             self._pending = self._worker.submit(self._write, checkpoint)
         else:
             self._write(checkpoint)
-        self._saved = step
+        self._saved, self._wrote = step, time.monotonic()
 
     def close(self) -> None:
         """Wait for what is being written.

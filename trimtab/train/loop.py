@@ -93,8 +93,8 @@ def training(
             last full batch, others each time; an optimizer that wants all data at once leaves out none.
         settings: default: the task's `fit`.
         objective: (model, inputs, targets) -> loss; default: the task's loss on the model's outputs.
-        checkpoint: a file written after each epoch, the one before it kept beside it; `Keep` says it otherwise. If it
-            is there, the run goes on from it, bit-exactly. SIGTERM is then put off to the end of the step: the state
+        checkpoint: a file written after each epoch or five minutes, the one before it kept beside it; `Keep` says it
+            otherwise. If it is there, the run goes on from it, bit-exactly. SIGTERM is then put off to the end of the step: the state
             is written, and the process exits with 143.
 
     Raises:
