@@ -94,8 +94,8 @@ def training(
         settings: default: the task's `fit`.
         objective: (model, inputs, targets) -> loss; default: the task's loss on the model's outputs.
         checkpoint: a file written after each epoch or five minutes, the one before it kept beside it; `Keep` says it
-            otherwise. If it is there, the run goes on from it, bit-exactly. SIGTERM is then put off to the end of the step: the state
-            is written, and the process exits with 143.
+            otherwise. If it is there, the run goes on from it, bit-exactly. SIGTERM is then put off to the end of the
+            step: the state is written, and the process exits with 143.
 
     Raises:
         TaskError: the loss is NaN or inf; or the settings do not go together.
