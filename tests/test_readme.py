@@ -216,8 +216,10 @@ def test_what_is_said_to_be_planned_is_not_there_yet() -> None:
 
 def test_the_page_on_the_search_says_which_recipes_a_forecast_may_end() -> None:
     text = " ".join((ROOT / "docs" / "search.md").read_text(encoding="utf-8").split())
-    assert "is printed before the first of them. Without either there are none" in text
-    assert "A proposal that is foreseen to be slower is not tried**; the recipes that come first are" in text
+    assert "The space is printed as a table before anything is tried" in text
+    assert "Without either there are no proposals" in text
+    assert "A proposal that is foreseen to be slower is not tried**" in text
+    assert "The recipes that come first are tried, whatever a forecast would say of them" in text
 
 
 def test_the_layout_lists_the_rooms_in_their_order() -> None:
