@@ -69,6 +69,20 @@ def test_finalists_were_named_before_verify_and_tested_in_turn(run: Path) -> Non
     assert times.index(" ended choice") < times.index(" ended evidence")
 
 
+def test_what_each_step_of_the_chosen_recipe_did_is_measured_though_it_was_not_tried(tmp_path: Path) -> None:
+    model, task = small.make(width=64)
+    recipe = tt.Recipe((tt.Prune(0.25), tt.Distill(epochs=1), tt.Quantize()))
+    target = tt.Target(runtimes=("onnxruntime",), threads=1)
+    made = tt.optimize(model, task, target=target, goal=small.GOAL, run=tmp_path, recipes=(recipe,), quiet=True)
+    evidence = made.evidence
+    assert {trial["recipe"] for trial in evidence["trials"]} == {"original", recipe.name}, "they are no candidates"
+    rows = evidence["steps"]
+    assert [row["step"] for row in rows] == ["original", "prune .25", "distill 1 epoch", "int8"]
+    assert all(row["metric"] and row["latency_ms"] and row["size_bytes"] for row in rows)
+    assert all(row["seconds"] > 0 for row in rows[1:])
+    assert rows[1]["size_bytes"] < rows[0]["size_bytes"]
+
+
 def test_the_artifact_gives_the_measured_answers_and_the_graph_its_bits(run: Path) -> None:
     loaded = tt.load(run / "artifact")
     _, task = small.make()

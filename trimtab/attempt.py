@@ -236,13 +236,14 @@ def attempt(
         measured: every trial so far, the free baselines included.
         recipe: what to try.
         only: the runtime and the precision to serve it in, if not all that are worth it.
-        hopeless: the chance to pass below which a recipe is not exported.
+        hopeless: the chance to pass below which a recipe is not exported; at 0 what has nothing to recover is tried,
+            too.
 
     Raises:
         RunError: the run's folder cannot be written.
     """
     held = job.held
-    if needless := nothing_to_recover(job, recipe):
+    if hopeless and (needless := nothing_to_recover(job, recipe)):
         return Tried(recipe, skipped=(needless,))
     precisions, left_out = worthwhile(job, measured, recipe, only)
     ways = candidates([recipe], precisions)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from trimtab.core import Artifact, Goal, Method, Recipe, Search, Target, Task, T
 from trimtab.explore import Asked, explore, require_search, require_shared
 from trimtab.files import read_array, write_array, write_atomic
 from trimtab.graph.capture import capture
-from trimtab.prove import REPORT_FILE, name_finalists, prove, ship
+from trimtab.prove import REPORT_FILE, name_finalists, prove, ship, stepwise
 from trimtab.report.html import page
 from trimtab.report.shown import check_show
 from trimtab.report.terminal import PRUNE_PHASES, Progress
@@ -86,7 +87,8 @@ def optimize(
             free, freely = free_baselines(job, bench, original, runtimes)
             ended = [freely, *explore(job, bench, original, free, tried, asked)]
             named = held.once(CHOICE, lambda: name_finalists(job, free, ended), list[Trial])
-            proof = held.once("evidence", lambda: prove(job, free, ended, named), dict[str, Any])
+            by_step = partial(stepwise, job, bench, original, free, ended)
+            proof = held.once("evidence", lambda: prove(job, free, ended, named, by_step), dict[str, Any])
             ship(job, original, free, ended, named, proof)
     return load_artifact(folder / "artifact").artifact
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import cattrs
 from torch.fx import GraphModule
 
 from trimtab.artifact import BUNDLE, Parts, save_artifact, save_bundle
-from trimtab.attempt import Job, Tried, exported, failed
+from trimtab.attempt import Job, Tried, attempt, exported, failed
 from trimtab.attribute import attribution, timeline
 from trimtab.compress.build import Built, key
 from trimtab.core import Recipe, Skip, Split, Trial
@@ -24,7 +24,7 @@ from trimtab.report.evidence import BEST_FREE, CHOSEN, REFERENCE, Contender, Sto
 from trimtab.report.html import page
 from trimtab.runtimes.evaluate import Exported, Raced, gain_over, measurements, race
 from trimtab.runtimes.profile import profile
-from trimtab.runtimes.trial import FREE, arrays
+from trimtab.runtimes.trial import FREE, Bench, arrays
 from trimtab.search.ending import ending
 from trimtab.search.space import best_free, cost, finalists
 from trimtab.search.study import IDENTITY_FILE, LOG_FILE
@@ -42,10 +42,29 @@ def name_finalists(job: Job, free: list[Trial], ended: list[Tried]) -> list[Tria
     return finalists(trials, job.chance) if trials else [best_free(free, job.goal, job.target)]
 
 
-def prove(job: Job, free: list[Trial], ended: list[Tried], named: list[Trial]) -> dict[str, Any]:
+def stepwise(
+    job: Job, bench: Bench, original: Built, free: list[Trial], ended: list[Tried], choice: Trial
+) -> list[Tried]:
+    """What the chosen recipe gives after each of its steps, where that was not tried: nothing is chosen by it."""
+    tried, at = _of(ended, choice), served_in_floats(choice.runtime, choice.precision)
+    methods = tried.recipe.methods if tried else ()
+    measured = [*free, *(trial for one in ended for trial in one.trials)]
+    known = {one.recipe.name for one in ended if one.trials}
+    between = (Recipe(methods[:end]) for end in range(1, len(methods)))
+    return [
+        attempt(job, bench, original, measured, recipe, only=at, hopeless=0.0)
+        for recipe in between
+        if recipe.name not in known
+    ]
+
+
+def prove(
+    job: Job, free: list[Trial], ended: list[Tried], named: list[Trial], by_step: Callable[[Trial], Sequence[Tried]]
+) -> dict[str, Any]:
     """Judge the finalists on `verify` against the original in eager fp32 and the best free baseline: the evidence.
 
-    They and their order were committed before the seal is broken, so nothing seen here can change them.
+    They and their order were committed before the seal is broken, so nothing seen here can change them. by_step: what
+    the steps of the one that is shipped gave, for the account of each.
     """
     job.show.phase("verdict")
     task, target, goal = job.task, job.target, job.goal
@@ -83,7 +102,7 @@ def prove(job: Job, free: list[Trial], ended: list[Tried], named: list[Trial]) -
         **_profiled(job, two, split),
         "finalists": in_turn(named[: len(last)], last, verdicts, shipped=shipped, num_tested=num_tested),
     }
-    story = _story(job, free, ended, choice, more)
+    story = _story(job, free, ended, choice, more, by_step(choice))
     end = ending(choice, story.trials, story.steps, verdict, minimise=goal.minimise)
     story = replace(story, attribution={**story.attribution, "search": end}, skipped=(*story.skipped, *raised))
     return assemble(story, [*contenders.values(), replace(last[shipped], role=CHOSEN)], verdict, split=split)
@@ -127,14 +146,18 @@ def _beside(job: Job, free: list[Trial]) -> dict[str, Trial]:
     }
 
 
-def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial, more: dict[str, Any]) -> Story:
+def _story(
+    job: Job, free: list[Trial], ended: list[Tried], choice: Trial, more: dict[str, Any], between: Sequence[Tried]
+) -> Story:
     tried, identity = _of(ended, choice), read_json(job.held.folder / IDENTITY_FILE)
     recipe = tried.recipe if tried else Recipe()
     names = [FREE, *(Recipe(recipe.methods[: end + 1]).name for end in range(len(recipe.methods)))]
     trials = (*free, *(trial for tried in ended for trial in tried.trials))
+    known = [*ended, *between]
+    of_steps = (*free, *(trial for one in known for trial in one.trials))
     metrics = {FREE: free[0].select.baseline}
-    metrics |= {tried.recipe.name: tried.screen[0].candidate for tried in ended if tried.screen}
-    seconds = {tried.recipe.name: tried.stages[-1].seconds for tried in ended if tried.stages}
+    metrics |= {one.recipe.name: one.screen[0].candidate for one in known if one.screen}
+    seconds = {one.recipe.name: one.stages[-1].seconds for one in known if one.stages}
     by_latency = job.goal.minimise == "latency_ms"
     raced_against = cost(best_free(free, job.goal, job.target), "latency_ms") if by_latency else None
     return Story(
@@ -142,7 +165,7 @@ def _story(job: Job, free: list[Trial], ended: list[Tried], choice: Trial, more:
         target=job.target,
         goal=job.goal,
         trials=trials,
-        steps=steps(names, metrics, seconds, trials, runtime=choice.runtime, baseline_ms=raced_against),
+        steps=steps(names, metrics, seconds, of_steps, runtime=choice.runtime, baseline_ms=raced_against),
         skipped=tuple(dict.fromkeys(skip for tried in ended for skip in tried.skipped)),
         command=job.command,
         folder=str(job.held.folder),
