@@ -236,8 +236,7 @@ def attempt(
         measured: every trial so far, the free baselines included.
         recipe: what to try.
         only: the runtime and the precision to serve it in, if not all that are worth it.
-        hopeless: the chance to pass below which a recipe is not exported; at 0 what has nothing to recover is tried,
-            too.
+        hopeless: the chance to pass below which a recipe is not exported; at 0 it is made whatever others showed.
 
     Raises:
         RunError: the run's folder cannot be written.
