@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,19 @@ class Part:
 
     made: str
     rows: list[Row]
+
+
+def cells(
+    work: Path, names: Iterable[str], measure: Callable[[str], Any], *, wanted: Collection[str]
+) -> dict[str, Any]:
+    """What ended of `names`, each in a file of its own in `work`; those `wanted` that have not are measured first."""
+    for name in wanted:
+        file = work / f"{name}.json"
+        if not file.exists():
+            write_json(file, measure(name))
+            print(name, read_json(file), flush=True)
+    files = {name: work / f"{name}.json" for name in names}
+    return {name: read_json(file) for name, file in files.items() if file.exists()}
 
 
 def kept(

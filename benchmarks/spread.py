@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from kept import here
+from kept import cells, here
 from models.loaded import Loaded
 from quality.nets import FITS, fresh
 from staircase import RUNTIME, latencies
@@ -31,7 +31,6 @@ from torch.fx import GraphModule
 from trimtab.compress.blocks import blocks
 from trimtab.compress.prune import Prune
 from trimtab.core import Split, Task, Tools
-from trimtab.files import read_json, write_json
 from trimtab.graph.capture import capture
 from trimtab.graph.cost import macs
 from trimtab.tasks.fashion import conv, fashion
@@ -90,12 +89,8 @@ def main() -> None:
     parser.add_argument("--report-only", action="store_true", help="write the report of the models that ended")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for name in () if given.report_only else given.models:
-        file = given.work / f"{name}.json"
-        if not file.exists():
-            write_json(file, measured(*MODELS[name]()))
-            print(name, read_json(file), flush=True)
-    found = {name: read_json(given.work / f"{name}.json") for name in MODELS if (given.work / f"{name}.json").exists()}
+    wanted = () if given.report_only else given.models
+    found = cells(given.work, MODELS, lambda name: measured(*MODELS[name]()), wanted=wanted)
     out = ROOT / "benchmarks" / "results" / f"spread_cpu_{datetime.date.today():%Y-%m-%d}.md"
     out.write_text("\n".join(report(found)) + "\n")
     print(out)

@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
+from kept import cells
 from models.crnn import CRNN
 from models.efficientnet import EfficientNetLite0
 from models.minilm import SentenceEncoder
@@ -33,7 +34,6 @@ from torch.fx import GraphModule
 from trimtab.compress.layertime import LayerTimes, in_runtime
 from trimtab.compress.prune import Prune
 from trimtab.core import Target
-from trimtab.files import read_json, write_json
 from trimtab.graph.capture import capture
 from trimtab.graph.cost import Sizes, activations, macs
 from trimtab.graph.fold import fold_batchnorm
@@ -71,12 +71,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS))
     parser.add_argument("--report-only", action="store_true", help="write the report of the models that ended")
     given = parser.parse_args()
-    for name in () if given.report_only else given.models:
-        file = given.work / f"{name}.json"
-        if not file.exists():
-            write_json(file, measured(name, given.work / "times.db"))
-            print(name, read_json(file), flush=True)
-    found = {name: read_json(given.work / f"{name}.json") for name in MODELS if (given.work / f"{name}.json").exists()}
+    wanted = () if given.report_only else given.models
+    found = cells(given.work, MODELS, lambda name: measured(name, given.work / "times.db"), wanted=wanted)
     out = ROOT / "benchmarks" / "results" / f"staircase_cpu_{datetime.date.today():%Y-%m-%d}.md"
     out.write_text("\n".join(report(found)) + "\n")
     print(out)

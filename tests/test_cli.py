@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 import trimtab as tt
 from trimtab import cli
 from trimtab.cli import EXIT_CODES, USER_ERROR, main
-from trimtab.compress.recipes import default_recipes
+from trimtab.compress.recipes import default_picks
 from trimtab.core import Search
 from trimtab.files import locked, read_json, write_json
 from trimtab.runtimes import RUNTIMES
@@ -230,7 +230,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 
 def test_optimize_tells_of_progress_and_prints_the_table_and_where_everything_is(whole: Whole) -> None:
-    assert f"trial 1 of {len(default_recipes('latency_ms', linear=True, residual=True))}: int8" in whole.said.err
+    assert f"trial 1 of {len(default_picks('latency_ms', linear=True, residual=True))}: int8" in whole.said.err
     assert "best so far" in whole.said.err
     assert "Traceback" not in whole.said.err
     out = whole.said.out

@@ -259,22 +259,21 @@ def _result(own: Sampling, proposal: Proposal) -> Result:
         return _of_original(own, served, notes)
     first = recipe in own.first
     only = None if first else served
+
+    def untried(costs: tuple[float, float] | None, skip: Skip) -> Result:
+        under_way.ended[named(recipe, only)] = Tried(recipe, skipped=(skip,))
+        return Result(costs, notes | {BY_FORECAST: True, "why": skip.why})
+
     if first and (needless := _settled(under_way, recipe)):
-        under_way.ended[named(recipe)] = Tried(recipe, skipped=(needless,))
-        return Result(None, notes | {BY_FORECAST: True, "why": needless.why})
+        return untried(None, needless)
     if not first and (same := _same_without(own, proposal, recipe)):
-        notes |= {BY_FORECAST: True, "why": same[1].why}
-        under_way.ended[named(recipe, only)] = Tried(recipe, skipped=(same[1],))
-        return Result(same[0], notes)
+        return untried(*same)
     tried, why = None, None
     try:
         if not first and (foreseen := _refused(own, recipe, served) or _slower(own, proposal)) is not None:
             share, why = foreseen
-            notes |= {BY_FORECAST: True, "why": why}
-            under_way.ended[named(recipe, only)] = Tried(
-                recipe, skipped=(Skip(f"{recipe.name} ({' '.join(served)})", why),)
-            )
-            return Result((share, 0.0), notes)  # at best as good as the original, at a higher cost
+            # at best as good as the original, at a higher cost
+            return untried((share, 0.0), Skip(f"{recipe.name} ({' '.join(served)})", why))
         why = None if first else _stopped(own, proposal, recipe, rungs)
         tried = None if why else _tried(under_way, recipe, only)
     except OutOfTime:

@@ -77,7 +77,8 @@ def optimize(
     folder = Path(run) if run else Path("runs") / task.name
     shared, own = _identity(model, str(graph.graph), task, target, goal)
     own |= {"recipes": [key(recipe) for recipe in tried], "seed": search.seed}
-    require_shared(asked := Asked(search, shared, samples=recipes is None))
+    asked = Asked(search, shared, samples=recipes is None)
+    require_shared(asked)
     budget = {"minutes": goal.minutes, "trials": search.trials}
     with study(folder, shared | own, until=budget) as held, Progress(quiet=quiet) as show:
         if not held.has("artifact"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.nets import net
-from trimtab.compress.recipes import Known, default_picks, default_recipes, recipe_of, recipes_to_try, settled, space_of
+from trimtab.compress.recipes import Known, default_picks, recipe_of, recipes_to_try, settled, space_of
 from trimtab.graph.capture import capture
 from trimtab.search.sampler import filled
 
@@ -91,7 +91,7 @@ def test_the_reason_names_what_settled_it() -> None:
 
 
 def test_where_bytes_count_weights_in_few_bits_come_first_and_with_every_cut() -> None:
-    names = [recipe.name for recipe in default_recipes("size_bytes", linear=False, residual=True)]
+    names = [recipe.name for recipe in map(recipe_of, default_picks("size_bytes", linear=False, residual=True))]
     assert names[:3] == ["int8w", "nf4w by gptq", "prune .25 as measured + nf4w by gptq"]
     assert {name.rpartition(" + ")[2] for name in names} == {"int8w", "nf4w by gptq"}
     cuts = [picks.get("channels cut") for picks in default_picks("size_bytes", linear=False, residual=True)]

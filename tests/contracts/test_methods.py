@@ -20,7 +20,7 @@ from tests.compress.test_quantize import task_of
 from tests.nets import NETS, net
 from trimtab.compress.build import key
 from trimtab.compress.objectives import Features, Labels, Logits, Outputs, Relations, SpatialAttention
-from trimtab.compress.recipes import default_recipes
+from trimtab.compress.recipes import default_picks, recipe_of
 from trimtab.core import Fit, Method, Recipe, Skip, Task, Tools
 from trimtab.errors import PlanError
 from trimtab.graph.capture import capture
@@ -296,5 +296,5 @@ def test_every_method_has_a_row() -> None:
     made = {type(METHODS[name]()) for name, _ in ROWS}
     public = {getattr(tt, name) for name in tt.__all__ if {"plan", "apply"} <= set(dir(getattr(tt, name)))}
     assert made == public
-    first = default_recipes("latency_ms", linear=False, residual=True)
+    first = map(recipe_of, default_picks("latency_ms", linear=False, residual=True))
     assert {type(method) for recipe in first for method in recipe.methods} <= made

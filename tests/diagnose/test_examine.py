@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import trimtab as tt
 from tests import small
-from trimtab.compress.recipes import default_recipes
+from trimtab.compress.recipes import default_picks, recipe_of
 from trimtab.compress.sharing import ShareBlocks
 from trimtab.core import Skip, Tools
 from trimtab.diagnose import examine as examine_module
@@ -63,7 +63,7 @@ def test_what_finding_rates_takes_is_part_of_the_time_for_training(monkeypatch: 
     model, task = digits()
     epochs = [
         method.epochs
-        for recipe in default_recipes("latency_ms", linear=True, residual=True)
+        for recipe in map(recipe_of, default_picks("latency_ms", linear=True, residual=True))
         for method in recipe.methods
         if hasattr(method, "epochs")
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trimtab.compress.distill import Distill
-from trimtab.compress.recipes import default_recipes
+from trimtab.compress.recipes import default_picks, recipe_of
 from trimtab.core import Drop, Goal, Measurement, Ratio, Recipe, Target, Trial
 from trimtab.search.space import best_free, candidates, choose, finalists, unrecovered, worth_adopting, worth_trying
 
@@ -27,7 +27,7 @@ def trial(ident: str, ms: float, *, diff: float = 0.0, gain: float | None = None
 
 
 def test_the_space_has_every_recipe_in_every_runtime() -> None:
-    recipes = default_recipes("latency_ms", linear=False, residual=True)
+    recipes = tuple(map(recipe_of, default_picks("latency_ms", linear=False, residual=True)))
     names = [recipe.name for recipe in recipes]
     assert len(set(names)) == len(names) == 13
     assert "prune .5 as measured + distill 2 epochs + int8" in names
@@ -39,7 +39,7 @@ def test_the_space_has_every_recipe_in_every_runtime() -> None:
 
 def test_slow_runtimes_are_left_out_with_the_reason() -> None:
     free = [trial("a", 1.0, runtime="openvino"), trial("b", 1.4, runtime="onnxruntime"), trial("c", 9.0)]
-    integers, *others = default_recipes("latency_ms", linear=False, residual=True)
+    integers, *others = map(recipe_of, default_picks("latency_ms", linear=False, residual=True))
     floats = next(one for one in others if not one.name.endswith("int8"))
     kept, skipped = worth_trying(integers, free, [], "latency_ms")
     assert list(kept) == ["openvino", "onnxruntime"]
@@ -59,7 +59,9 @@ def test_slow_runtimes_are_left_out_with_the_reason() -> None:
 
 
 def test_what_is_left_of_a_recipe_without_training() -> None:
-    by_name = {recipe.name: recipe for recipe in default_recipes("latency_ms", linear=False, residual=True)}
+    by_name = {
+        recipe.name: recipe for recipe in map(recipe_of, default_picks("latency_ms", linear=False, residual=True))
+    }
     assert (
         unrecovered(by_name["prune .5 as measured + distill 2 epochs + int8"]) == by_name["prune .5 as measured + int8"]
     )

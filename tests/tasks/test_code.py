@@ -86,3 +86,4 @@ def test_of_a_file_in_another_folder_the_code_is_the_same() -> None:
 
     assert told_by(reader("/home/one/data.csv")) == told_by(reader("/srv/other/data.csv"))
     assert told_by(reader("/home/one/data.csv")) != told_by(reader("/home/one/more.csv"))
+    assert len({told_by(reader(text)) for text in ("/", "", "/a", "a", "data.csv", "/home/one/data.csv")}) == 6

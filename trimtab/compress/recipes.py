@@ -105,23 +105,8 @@ def _briefly(options: tuple[str, ...]) -> str:
     return ", ".join(options) if len(options) < 3 else f"{options[0]} ... {options[-1]}"
 
 
-def default_recipes(minimise: str, *, linear: bool, residual: bool) -> tuple[Recipe, ...]:
-    """The recipes that come first for what is minimised: those in few bits, those without training, gentle cuts first.
-
-    Channels go by "obs", which re-solves the layers that read them (docs/benchmarks/prune_quality.md): where there is a
-    residual stream, from where the outputs move least, which spares it; from a chain of layers evenly, which hardly
-    loses more there and is faster (docs/decisions/0017). Most recipes are left out by what others showed (`settled`).
-    Integers are what makes models faster, of linear layers also with ranges that are found at run time; where bytes
-    count, weights alone lose less in as few bits, or have fewer.
-
-    linear: whether most of the model is linear layers, as `mostly_linear` tells. residual: whether it has residual
-    blocks.
-    """
-    return tuple(recipe_of(picks) for picks in default_picks(minimise, linear=linear, residual=residual))
-
-
 def recipes_to_try(asked: tuple[Recipe, ...] | None, graph: GraphModule, minimise: str) -> tuple[Recipe, ...]:
-    """Those that were asked for, else the default ones for this graph and what is minimised.
+    """Those that were asked for, else those of the first picks for this graph and what is minimised.
 
     Raises:
         PlanError: the order of one cannot work.
@@ -132,12 +117,22 @@ def recipes_to_try(asked: tuple[Recipe, ...] | None, graph: GraphModule, minimis
 
 
 def first_picks(graph: GraphModule, minimise: str) -> tuple[dict[str, str], ...]:
-    """The default recipes for this graph and what is minimised, as picks of the space."""
+    """The default picks for this graph and what is minimised."""
     return default_picks(minimise, linear=mostly_linear(graph), residual=bool(blocks(graph)[0]))
 
 
 def default_picks(minimise: str, *, linear: bool, residual: bool) -> tuple[dict[str, str], ...]:
-    """`default_recipes` as picks of the space."""
+    """The picks that come first for what is minimised: those in few bits, those without training, gentle cuts first.
+
+    Channels go by "obs", which re-solves the layers that read them (docs/benchmarks/prune_quality.md): where there is a
+    residual stream, from where the outputs move least, which spares it; from a chain of layers evenly, which hardly
+    loses more there and is faster (docs/decisions/0017). Most recipes are left out by what others showed (`settled`).
+    Integers are what makes models faster, of linear layers also with ranges that are found at run time; where bytes
+    count, weights alone lose less in as few bits, or have fewer.
+
+    linear: whether most of the model is linear layers, as `mostly_linear` tells. residual: whether it has residual
+    blocks.
+    """
     alone, with_cuts = ("int8", AT_RUN_TIME) if linear else ("int8",), ("int8", FLOATS)
     spread = "measured" if residual else "uniform"
     if minimise == SIZE:

@@ -117,16 +117,18 @@ def _unsearched(name: str, space: Space) -> str:
 
 def _serving(target: Target) -> dict[str, tuple[str, ...]]:
     """Precision -> the allowed runtimes that have it here."""
-    allowed = target.runtimes or tuple(RUNTIMES)
     able = {
-        precision: tuple(
-            name
-            for name in names
-            if name in allowed and not RUNTIMES[name].missing() and supported(name, precision) is None
-        )
-        for precision, names in FORMATS.items()
+        precision: tuple(name for name, why in _refusals(target, precision).items() if why is None)
+        for precision in FORMATS
     }
     return {precision: names for precision, names in able.items() if names or precision == "fp32"}
+
+
+def _refusals(target: Target, precision: Any) -> dict[str, str | None]:
+    """Of each allowed runtime that a precision is known for: why it does not run here; None if it does."""
+    allowed = target.runtimes or tuple(RUNTIMES)
+    names = [name for name in FORMATS[precision] if name in allowed]
+    return {name: RUNTIMES[name].missing() or supported(name, precision) for name in names}
 
 
 def _tried(name: str, make: Callable[[Whole], Family], whole: Whole) -> Family:
@@ -263,10 +265,8 @@ def _palette(whole: Whole) -> Family:
 
 def _no_runtime(target: Target, precision: Any) -> str:
     """Why no runtime that is allowed and installed runs a precision, or nothing."""
-    allowed = target.runtimes or tuple(RUNTIMES)
-    able = [name for name in FORMATS[precision] if name in allowed]
-    reasons = [RUNTIMES[name].missing() or supported(name, precision) for name in able]
-    if able and None in reasons:
+    reasons = _refusals(target, precision).values()
+    if None in reasons:
         return ""
     told = "; ".join(filter(None, reasons)) or f"{precision} runs in {', '.join(FORMATS[precision])}"
     return f"none of the allowed runtimes has {precision} here: {told}"

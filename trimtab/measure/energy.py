@@ -95,12 +95,12 @@ def counters(root: Path = POWERCAP) -> dict[str, Counter]:
 def joules(before: dict[str, Counter], after: dict[str, Counter]) -> float | None:
     """What was taken between two readings, over all devices; a counter that started again once is seen through.
 
-    None if nothing is known: a device went, or started again from where it is not known.
+    None if it is not known: a device went, or started again from where it is not known.
 
     >>> joules({"a": Counter(900, 1000)}, {"a": Counter(100, 1000)})
     0.0002
     """
-    if not before or after.keys() != before.keys():
+    if after.keys() != before.keys():
         return None
     taken = 0
     for name, one in before.items():
@@ -123,7 +123,7 @@ class Metered:
         """The latencies of `num_calls` inferences."""
         before = self.read()
         latencies = self.timer(num_calls)
-        if (taken := joules(before, self.read())) is not None:
+        if before and (taken := joules(before, self.read())) is not None:
             self.block_joules.append(taken / num_calls)
         return latencies
 

@@ -42,7 +42,7 @@ def told_by(value: Any, module: str = "", depth: int = 0) -> str:
     (True, False)
     """
     if isinstance(value, PLAIN):
-        return repr(Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value)
+        return _plainly(value)
     if isinstance(value, FunctionType) and depth < DEEPEST and value.__module__ == (module or value.__module__):
         return _of_function(value, depth)
     inside: tuple[Any, ...] = ()
@@ -60,6 +60,12 @@ def told_by(value: Any, module: str = "", depth: int = 0) -> str:
         case _:
             return getattr(value, "__qualname__", type(value).__qualname__)
     return f"({', '.join(told_by(one, module, depth + 1) for one in inside)})"
+
+
+def _plainly(value: Any) -> str:
+    path = Path(value) if isinstance(value, str) else Path()
+    # "/" or "/a" are hardly paths: such constants count as they are.
+    return f"a path to {path.name!r}" if path.is_absolute() and len(path.parts) > 2 else repr(value)
 
 
 def _of_function(function: FunctionType, depth: int) -> str:
